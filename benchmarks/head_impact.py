@@ -1,0 +1,137 @@
+"""Head Impact from a Parquet file under another threshold: the obvious loop over maps against headwise, on one core, without a model.
+
+`python benchmarks/head_impact.py [EXAMPLES]` prints one JSON line last. Both sides do the same: HI, chance against the same other masks, and
+HI without sinks, under one threshold. Ours also ranks the layers under the other thresholds, and reads the file twice (sinks, scores); the
+masks of its examples are decoded inside the measured time, each its own.
+"""
+
+import json
+import os
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from headwise.attention.table import ATTENTION
+from headwise.files import read_table, write_table
+from headwise.masks.rle import encode
+from headwise.masks.table import MASKS
+from headwise.scores.head_impact import HeadImpact
+from headwise.scores.impacts import head_impacts, survey
+from headwise.scores.sink_tokens import sink_tokens
+from headwise.scores.stored import count_heads
+from headwise.scores.token_masks import _covered_tokens, token_masks
+
+LAYERS, HEADS, SIDE, PIXELS = 30, 9, 10, 320
+VISUAL, ROWS = SIDE * SIDE, LAYERS * HEADS
+SAMPLE, RUNS = 6, 5
+SETTINGS = HeadImpact(threshold="mean_plus_std", threshold_value=0.5)
+
+
+def write_attention(path: Path, ids: list[str], rng: np.random.Generator) -> None:
+    rows = len(ids) * ROWS
+    maps = rng.lognormal(size=(rows, VISUAL)).astype(np.float32)
+    maps[:, 90] *= 20  # a sink in the lower left corner
+    maps = (maps / maps.max(axis=1, keepdims=True)).astype(np.float16).reshape(-1)
+    lists = pa.ListArray.from_arrays(np.arange(0, rows * VISUAL + 1, VISUAL, dtype=np.int32), pa.array(maps))
+    layers, heads = np.divmod(np.tile(np.arange(ROWS), len(ids)), HEADS)
+    places = {"example_id": np.repeat(ids, ROWS), "layer": layers, "head": heads, "grid_height": SIDE, "grid_width": SIDE}
+    columns = {name: np.full(rows, value) if isinstance(value, int) else value for name, value in places.items()}
+    arrays = {
+        name: lists if name.endswith("map") else pa.array(columns[name] if name in columns else rng.random(rows)) for name in ATTENTION.names
+    }
+    write_table(pa.table(arrays), path, ATTENTION)
+
+
+def write_masks(path: Path, ids: list[str], rng: np.random.Generator) -> pl.DataFrame:
+    """An ellipse of its own for each example."""
+    rows, ys, xs = [], *np.mgrid[:PIXELS, :PIXELS]
+    for example_id in ids:
+        (x, y), (a, b) = rng.integers(60, 260, size=2), rng.integers(30, 60, size=2)
+        mask = ((xs - x) / a) ** 2 + ((ys - y) / b) ** 2 < 1
+        row = {"example_id": example_id, "object": 0, "phrase": "thing", "key": True, "height": PIXELS, "width": PIXELS, "box": [0.0] * 4}
+        rows.append({**row, "rle": encode(mask), "predicted_iou": None, "area": mask.mean(), "source": "exact", "reason": None})
+    write_table(pa.Table.from_pylist(rows, schema=MASKS), path, MASKS)
+    return read_table(path, MASKS)
+
+
+def ours(part: Path, masks: pl.DataFrame) -> np.ndarray:
+    _covered_tokens.cache_clear()
+    heads = count_heads([part])
+    found = survey([part], heads)
+    targets, _ = token_masks(masks, found.grids, SETTINGS)
+    impacts = head_impacts([part], heads, found, targets, SETTINGS)
+    return np.stack([impacts.head_impact, impacts.chance, impacts.nosink], axis=-1)
+
+
+def obvious(part: Path, examples: int, targets: Mapping[str, np.ndarray], others: list[np.ndarray], sinks: np.ndarray) -> np.ndarray:
+    """Map by map, as the formula reads; the masks are given."""
+    table = pq.ParquetFile(part).read_row_group(0, columns=["example_id", "map"]).slice(0, examples * ROWS)
+    scores = []
+    for example_id, values in zip(table["example_id"].to_pylist(), table["map"].to_pylist(), strict=True):
+        map_, target = np.array(values, dtype=np.float64), targets[example_id]
+        looked = map_ > map_.mean() + SETTINGS.threshold_value * map_.std()
+        chance = np.mean([jaccard(looked, mask) for mask in others if mask is not target])
+        rest = map_[~sinks]
+        scores.append((jaccard(looked, target), chance, jaccard(rest > rest.mean() + SETTINGS.threshold_value * rest.std(), target[~sinks])))
+    return np.array(scores).reshape(examples, ROWS, 3)
+
+
+def jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / max(1, (a | b).sum()))
+
+
+def timed(function: Callable[[], np.ndarray]) -> tuple[float, float, np.ndarray]:
+    wall, core = time.perf_counter(), time.process_time()
+    result = function()
+    return time.perf_counter() - wall, time.process_time() - core, result
+
+
+def main(examples: int) -> None:
+    torch.set_num_threads(1)
+    pa.set_cpu_count(1)
+    rng = np.random.default_rng(0)
+    ids = [f"example-{i:06d}" for i in range(examples)]
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "part.parquet"
+        write_attention(part, ids, rng)
+        masks = write_masks(Path(folder) / "masks.parquet", ids, rng)
+        found = survey([part], count_heads([part]))
+        targets, _ = token_masks(masks, found.grids, SETTINGS)
+        sinks = sink_tokens(found.mean_maps[SIDE, SIDE], (SIDE, SIDE), SETTINGS.sink_fence)
+        picked = sorted(np.random.default_rng(SETTINGS.seed).permutation(len(targets))[: SETTINGS.chance_masks + 1].tolist())
+        others = [targets[sorted(targets)[i]] for i in picked]
+        ours(part, masks)  # imports and caches
+        runs = [(timed(lambda: ours(part, masks)), timed(lambda: obvious(part, SAMPLE, targets, others, sinks))) for _ in range(RUNS)]
+    difference = float(np.abs(runs[0][0][2][:SAMPLE] - runs[0][1][2]).max())
+    assert difference < 1e-6, difference
+    wall, core = (statistics.median(run[0][i] for run in runs) for i in range(2))
+    slow_wall, slow_core = (statistics.median(run[1][i] for run in runs) for i in range(2))
+    result = {
+        "maps": examples * ROWS,
+        "visual_tokens": VISUAL,
+        "headwise_maps_per_second": round(examples * ROWS / wall),
+        "headwise_maps_per_core_second": round(examples * ROWS / core),
+        "loop_maps_per_second": round(SAMPLE * ROWS / slow_wall),
+        "loop_maps_per_core_second": round(SAMPLE * ROWS / slow_core),
+        "times_faster": round(slow_core / (SAMPLE * ROWS) / (core / (examples * ROWS)), 1),
+        "largest_difference": difference,
+        "runs": RUNS,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)

@@ -1,0 +1,242 @@
+"""The `headwise` command: the same typed parameters as the flows, errors as one line.
+
+Torch, Prefect and MLflow are imported by the commands that need them, so that help and mistakes are answered at once.
+"""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from flows.nightly import Result
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Find the attention heads that look where the question points, and recalibrate a vision-language model through them.",
+)
+EMBEDDED = "headwise-smol"
+BAD_INPUT, FAILED, TERMINATED = 2, 1, 128 + signal.SIGTERM
+
+DataOption = Annotated[str, typer.Option(help="`scenes` (drawn), `photos` (composed photographs), or a folder of your own.")]
+ModelOption = Annotated[str, typer.Option(help="`headwise-smol`, a transformers folder, or an id on the Hugging Face Hub.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Any parameter of params.yaml; repeat it.")
+]
+RunOption = Annotated[str | None, typer.Option("--run", help="The run's name; the latest one if left out.")]
+
+
+@app.command()
+def run(
+    data: DataOption = "scenes",
+    model: ModelOption = EMBEDDED,
+    arms: Annotated[str, typer.Option(help="Layers to calibrate; the first arm is the candidate, the others controls.")] = "top,bottom",
+    settings: SetOption = None,
+    name: Annotated[str | None, typer.Option(help="The run's workspace; the same name again recomputes only what changed.")] = None,
+) -> None:
+    """Images, masks, attention, scores, selection, calibration, evaluation, promotion: the whole night in one go.
+
+    Examples:
+
+    - `headwise run`
+    - `headwise run --data photos --arms top,bottom,random`
+    - `headwise run --data ~/pictures --model ~/models/my-vlm --name mine`
+    - `headwise run --set selection.k=6 --set calibration.steps=200`
+    """
+    with _plain_errors():
+        ready = _servers()
+        from flows.arguments import flow_arguments, read_arguments, run_name
+
+        parameters, promotion = read_arguments(data, model, arms, settings)
+        from flows.nightly import Result, nightly
+        from flows.terminal import without_tracebacks
+
+        ready()
+        with without_tracebacks():
+            result = nightly(**flow_arguments(parameters), promotion=promotion, name=name or run_name(data))
+            assert isinstance(result, Result)
+        _show_result(result)
+
+
+@app.command()
+def controls(
+    data: Annotated[str, typer.Option(help="The data sets, in their drift variant.")] = "scenes,photos",
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    arms: Annotated[str, typer.Option(help="The arms to compare.")] = "top,bottom,random,all",
+    model: ModelOption = EMBEDDED,
+    settings: SetOption = None,
+) -> None:
+    """The paper's question: does it matter which layers are calibrated? Takes hours; stop it and start it again as you like.
+
+    Examples:
+
+    - `headwise controls`
+    - `headwise controls --data scenes --seeds 1`
+    """
+    with _plain_errors():
+        ready = _servers()
+        from flows.arguments import read_arguments, read_kinds
+
+        kinds = read_kinds(data)
+        parameters, _ = read_arguments(kinds[0], model, arms, settings)
+        from flows.controls import controls as controls_flow
+        from flows.terminal import without_tracebacks
+
+        ready()
+        with without_tracebacks():
+            page = controls_flow(settings=parameters, data=kinds, seeds=tuple(range(seeds)))
+        Console().print(page.read_text(encoding="utf-8"), markup=False)
+        Console().print(f"{page}", soft_wrap=True)
+
+
+@app.command()
+def heads(
+    name: RunOption = None,
+    statistic: Annotated[str, typer.Option(help="One of the statistics of heads.parquet.")] = "head_impact",
+    top: Annotated[int, typer.Option(min=1, help="How many heads to list.")] = 20,
+    png: Annotated[Path | None, typer.Option(help="Also draw the layer-by-head heat map into this file.")] = None,
+) -> None:
+    """The heads of a run, best first, and their heat map.
+
+    Examples:
+
+    - `headwise heads`
+    - `headwise heads --run photos --statistic visual_mass --png heads.png`
+    """
+    with _plain_errors():
+        from flows.inspection import best_heads, draw_heat_map
+
+        columns, rows = best_heads(name, statistic, top)
+        _print_table(f"{statistic}, best {len(rows)} heads", columns, rows)
+        if png is not None:
+            Console().print(f"heat map: {draw_heat_map(name, statistic, png)}", soft_wrap=True)
+
+
+@app.command()
+def report(
+    name: RunOption = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write the page; the run's own folder if left out.")] = None,
+) -> None:
+    """Write the static HTML report of a run and print where it is.
+
+    Examples:
+
+    - `headwise report`
+    - `headwise report --run photos --out /tmp/photos-report`
+    """
+    with _plain_errors():
+        from flows.inspection import write_run_report
+
+        Console().print(f"{write_run_report(name, out)}", soft_wrap=True)
+
+
+@app.command()
+def data(
+    what: Annotated[str, typer.Argument(help="`scenes`, `photos`, or a folder of your own.")] = "scenes",
+    settings: SetOption = None,
+) -> None:
+    """Try out a data set: build it aside and show its splits, tasks and unusable rows. Nothing is kept.
+
+    A folder of your own holds images and an `index.jsonl` with a line per question, or `index.parquet` with the same columns:
+
+    `{"image": "cat.jpg", "question": "What is this?", "answers": ["a cat"]}`
+
+    Optional: `id`; `phrase` (the object that the answer is about); `task` (`caption` for descriptions: their perplexity is the target);
+    `split` (`calibration`, `evaluation`, `forgetting`; else shared out by image). To score heads it also needs masks:
+    `objects.parquet` with image, object, phrase, height, width and rle (COCO run lengths).
+
+    Examples:
+
+    - `headwise data scenes`
+    - `headwise data ~/pictures`
+    """
+    with _plain_errors():
+        from flows.arguments import read_arguments
+        from flows.inspection import try_data
+
+        parameters, _ = read_arguments(what, EMBEDDED, "top", settings)
+        columns, rows, bad = try_data(parameters.images)
+        _print_table(f"{what}: examples by split and task", columns, rows)
+        for example_id, reason in sorted(bad.items())[:20]:
+            Console().print(f"left out: {example_id}: {reason}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def models(
+    model: Annotated[str | None, typer.Argument(help="A model to look at: `headwise-smol` or a transformers folder.")] = None,
+) -> None:
+    """The model families that Headwise knows, or what it makes of one model.
+
+    Examples:
+
+    - `headwise models`
+    - `headwise models headwise-smol`
+    """
+    with _plain_errors():
+        from flows.inspection import describe_model, known_families
+
+        title, columns, rows = describe_model(model) if model else known_families()
+        _print_table(title, columns, rows)
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """A mistake or a failed step is one line on stderr: exit code 2 for bad input, 1 for a step that failed, 143 when asked to stop."""
+    from flows.graph import Busy, StageFailed
+
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except (StageFailed, Busy) as error:
+        _fail(error, FAILED)
+    except (ValueError, OSError) as error:
+        _fail(error, BAD_INPUT)
+
+
+def _terminate(_number: int, _frame: object) -> NoReturn:
+    """Unwind, so that every process group ends and the MLflow run is closed."""
+    raise SystemExit(TERMINATED)
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    Console(stderr=True).print(f"headwise: {' '.join(str(error).split())}", style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _servers() -> Callable[[], None]:
+    """Check the servers that the environment names, and start Prefect's while the rest is imported."""
+    from flows.environment import checkout
+    from flows.server import check_reachable, start_prefect_api
+    from flows.tracking import tracking_uri
+
+    checkout()
+    check_reachable(tracking_uri(), "MLFLOW_TRACKING_URI")
+    return start_prefect_api()
+
+
+def _show_result(result: "Result") -> None:
+    from flows.artifacts import RESULT_COLUMNS, before_after_rows
+
+    _print_table("Before and after", RESULT_COLUMNS, before_after_rows(result.comparisons))
+    console = Console()
+    console.print(result.sentence, markup=False, highlight=False)
+    console.print(f"recomputed: {', '.join(result.recomputed) or 'nothing'}", markup=False, highlight=False)
+    console.print(f"report: {result.report}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    app()

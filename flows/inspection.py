@@ -1,0 +1,107 @@
+"""What the command shows of runs, data sets and models, as tables of text."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import polars as pl
+
+from flows.lineage import LINEAGE
+from flows.parameters import EMBEDDED
+from flows.workspace import find_run
+from headwise.data import DataSource, write_data
+from headwise.examples import check_bad_share, read_examples
+from headwise.files import read_json, read_table
+from headwise.scores.schema import HEADS, HEADS_FILE
+
+Columns = tuple[str, ...]
+Cells = list[tuple[str, ...]]
+
+
+def run_scores(name: str | None, statistic: str) -> pl.DataFrame:
+    """One statistic of every head of a run.
+
+    Raises ValueError if the run has no scores yet, or no such statistic, naming those that it has.
+    """
+    path = find_run(name) / "data" / "scores" / HEADS_FILE
+    if not path.is_file():
+        raise ValueError(f"run {path.parents[2].name!r} has scored no heads yet; `headwise run` with the same options goes on with it")
+    heads = read_table(path, HEADS)
+    found = heads.filter(pl.col("statistic") == statistic)
+    if found.is_empty():
+        raise ValueError(f"no statistic {statistic!r}; the scores have {', '.join(heads['statistic'].unique().sort())}")
+    return found
+
+
+def best_heads(name: str | None, statistic: str, top: int) -> tuple[Columns, Cells]:
+    """The heads with the highest value, with the 95 % interval where the statistic has one."""
+    best = run_scores(name, statistic).sort("value", descending=True, nulls_last=True).head(top)
+    rows = [
+        (str(row["layer"]), str(row["head"]), _number(row["value"]), f"{_number(row['low'])} to {_number(row['high'])}", str(row["n"]))
+        for row in best.iter_rows(named=True)
+    ]
+    return ("layer", "head", statistic, "95 % interval", "examples"), rows
+
+
+def draw_heat_map(name: str | None, statistic: str, png: Path) -> Path:
+    """Draw one statistic of every head of a run."""
+    from headwise.report.charts import heat_map
+
+    return heat_map(run_scores(name, statistic), statistic, png)
+
+
+def write_run_report(name: str | None, out: Path | None) -> Path:
+    """Write the report of a run again, with the ids that its lineage holds."""
+    from headwise.report.page import write_report
+
+    folder = find_run(name)
+    lineage = read_json(folder / LINEAGE) if (folder / LINEAGE).is_file() else {}
+    ids = lineage.get("ids", {})
+    assert isinstance(ids, dict)
+    return write_report(folder, out or folder / "report", {str(key): str(value) for key, value in ids.items()})
+
+
+def try_data(source: DataSource) -> tuple[Columns, Cells, dict[str, str]]:
+    """Build the data set in a temporary folder: its examples by split and task, and the rows left out with their reasons.
+
+    Raises ValueError if a run on it would fail.
+    """
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "images"
+        bad = write_data(source, folder, lambda done, total: None)
+        examples = read_examples(folder)
+    check_bad_share(bad, len(bad) + len(examples), source.max_bad_share)
+    shown = [{"split": e.split, "task": e.task, "image": e.image, "phrase": e.phrase} for e in examples]
+    groups = pl.DataFrame(shown, infer_schema_length=None).group_by("split", "task")
+    counts = groups.agg(pl.len(), pl.col("image").n_unique().alias("images"), pl.col("phrase").count()).sort("split", "task")
+    rows = [tuple(str(value) for value in row) for row in counts.iter_rows()]
+    return ("split", "task", "examples", "images", "with a key object"), rows, bad
+
+
+def known_families() -> tuple[str, Columns, Cells]:
+    """The families by transformers' model type."""
+    from headwise.vlm import FAMILIES
+
+    rows = [(name, "images and text" if family.image_token else "text", family.decoder) for name, family in sorted(FAMILIES.items())]
+    return f"Model families ({EMBEDDED} comes with Headwise)", ("model_type", "reads", "decoder"), rows
+
+
+def describe_model(model: str) -> tuple[str, Columns, Cells]:
+    """Load a model and say what Headwise sees in it. Raises ValueError if it cannot be used."""
+    from headwise.vlm import load_vlm
+
+    vlm = load_vlm(model)
+    parameters = sum(parameter.numel() for parameter in vlm.base.parameters())
+    facts = {
+        "model_type": vlm.base.config.model_type,
+        "layers": vlm.num_layers,
+        "query heads per layer": vlm.num_heads,
+        "key-value heads per layer": vlm.num_kv_heads,
+        "parameters": f"{parameters:,}",
+        "dtype": str(vlm.dtype).removeprefix("torch."),
+        "device": str(vlm.device),
+    }
+    return model, ("", "value"), [(name, str(value)) for name, value in facts.items()]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

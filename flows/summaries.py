@@ -1,0 +1,74 @@
+"""What a stage's outputs say in a few numbers: metrics for MLflow, and the rows of a table for a reader."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import polars as pl
+
+from flows.graph import flatten
+from headwise.examples import EXAMPLES, INDEX
+from headwise.files import MANIFEST, read_json, read_table
+from headwise.masks.table import MASKS, MASKS_FILE
+from headwise.scores.schema import HEADS, HEADS_FILE
+
+Rows = list[dict[str, object]]
+
+
+def stage_metrics(outputs: Iterable[Path]) -> dict[str, float]:
+    """Every number in the JSON files of a stage's output folders, manifests left out, under its dotted name."""
+    files = sorted(file for output in outputs if output.is_dir() for file in output.glob("*.json") if file.name != MANIFEST)
+    pairs = [pair for file in files for pair in flatten(read_json(file))]
+    return {name: float(value) for name, value in pairs if isinstance(value, (int, float)) and math.isfinite(value)}
+
+
+def stage_table(name: str, outputs: Iterable[Path]) -> Rows:
+    """The rows that describe a stage: counts, scores per layer or metrics per task; for other stages its metrics."""
+    folders = list(outputs)
+    describe = TABLES.get(name.partition("@")[0])
+    if describe is None or not folders:
+        return [{"quantity": key, "value": value} for key, value in stage_metrics(folders).items()]
+    return describe(folders[0])
+
+
+def _images(folder: Path) -> Rows:
+    index = read_table(folder / INDEX, EXAMPLES)
+    counts = index.group_by("split", "task").agg(examples=pl.len(), images=pl.col("image").n_unique())
+    return counts.sort("split", "task").to_dicts()
+
+
+def _masks(folder: Path) -> Rows:
+    masks = read_table(folder / MASKS_FILE, MASKS)
+    reason = pl.col("reason").str.replace_all(r"[0-9.e-]+", "…").fill_null("usable")
+    counts = masks.group_by(reason.alias("state")).agg(masks=pl.len(), mean_area=pl.col("area").mean().round(4))
+    return counts.sort("masks", descending=True).to_dicts()
+
+
+def _scores(folder: Path) -> Rows:
+    heads = read_table(folder / HEADS_FILE, HEADS)
+    return heads.pivot(on="statistic", index="layer", values="value", aggregate_function="mean").sort("layer").to_dicts()
+
+
+def _evaluation(folder: Path) -> Rows:
+    metrics = read_json(folder / "metrics.json")
+    rows: Rows = []
+    for split, content in sorted(metrics.items()):
+        assert isinstance(content, Mapping)
+        rows.append({"split": split, "task": "all", **{key: value for key, value in content.items() if key != "tasks"}})
+        rows += [{"split": split, "task": task, **values} for task, values in sorted(content.get("tasks", {}).items())]
+    return rows
+
+
+def _selection(folder: Path) -> Rows:
+    selection = read_json(folder / "selection.json")
+    return [{key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in selection.items()}]
+
+
+TABLES: dict[str, Callable[[Path], Rows]] = {
+    "images": _images,
+    "masks": _masks,
+    "scores": _scores,
+    "selection": _selection,
+    "evaluation": _evaluation,
+    "baseline": _evaluation,
+}

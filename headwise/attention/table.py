@@ -1,0 +1,72 @@
+"""The attention table: one row per example, layer and head."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from jaxtyping import Float
+
+from headwise.attention.observe import MAPS, Observed
+
+SCALARS = (
+    "visual_mass",
+    "text_mass",
+    "system_mass",
+    "initial_mass",
+    "max_visual",
+    "nonvisual_entropy",
+    "text_to_image",
+    "image_to_text",
+    "key_variance",
+)
+PART = "part.parquet"
+KEY = ("example_id", "layer", "head")
+
+ATTENTION = pa.schema(
+    [
+        ("example_id", pa.string()),
+        ("layer", pa.int16()),
+        ("head", pa.int16()),
+        ("grid_height", pa.int16()),
+        ("grid_width", pa.int16()),
+        *((name, type_) for map_ in MAPS for name, type_ in ((map_, pa.list_(pa.float16())), (f"{map_}_max", pa.float32()))),
+        *((name, pa.float32()) for name in SCALARS),
+    ]
+)
+"""part.parquet, sorted by (example_id, layer, head). A map is divided by its maximum, so that fp16 keeps its small values;
+`map * map_max` gives it back. Without an image the maps are empty and the grid is 0 x 0."""
+
+
+def to_table(observed: Observed, example_ids: Sequence[str]) -> pa.Table:
+    """The rows of a batch's examples, in the batch's order, by layer and head."""
+    examples, layers, heads = observed.scalars[SCALARS[0]].shape
+    assert len(example_ids) == examples
+    example, layer, head = (index.reshape(-1) for index in np.indices((examples, layers, heads)))
+    sizes = np.array([grid or (0, 0) for grid in observed.grids])[example]
+    columns: dict[str, pa.Array | np.ndarray | list[str]] = {
+        "example_id": [example_ids[i] for i in example],
+        "layer": layer,
+        "head": head,
+        "grid_height": sizes[:, 0],
+        "grid_width": sizes[:, 1],
+    }
+    for name in MAPS:
+        columns[name], columns[f"{name}_max"] = _scaled(observed.maps[name])
+    columns |= {name: observed.scalars[name].reshape(-1) for name in SCALARS}
+    return pa.table({field.name: pa.array(columns[field.name]).cast(field.type) for field in ATTENTION}, schema=ATTENTION)
+
+
+def _scaled(maps: Sequence[Float[np.ndarray, "layer head _"]]) -> tuple[pa.ListArray, Float[np.ndarray, "row"]]:
+    """Each map over its maximum in fp16, and the maxima."""
+    highest = [map_.max(axis=-1, keepdims=True, initial=0) for map_ in maps]
+    scaled = [map_ / np.where(top > 0, top, 1) for map_, top in zip(maps, highest, strict=True)]
+    lengths = np.concatenate([np.full(map_.shape[0] * map_.shape[1], map_.shape[2]) for map_ in maps])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    values = np.concatenate([map_.reshape(-1) for map_ in scaled]).astype(np.float16)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)), np.concatenate([top.reshape(-1) for top in highest])
+
+
+def merge(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Parts of the table as one, sorted by example id, layer and head; rows that a retry gave twice are kept once, the first."""
+    return pl.concat(parts).unique(subset=KEY, keep="first", maintain_order=True).sort(KEY)

@@ -1,0 +1,111 @@
+"""Adapters on disk: a PEFT folder, what identifies it, and the proof that it is what was trained."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig, PeftModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from headwise.files import sha256_file, write_json
+from headwise.likelihood import answer_logits
+from headwise.vlm import VLM, Batch
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LOADED_TOLERANCE = 1e-5
+"""Largest difference of a logit, as a share of the largest logit, between the trained model and the loaded folder."""
+MERGED_TOLERANCE = 1e-4
+"""The same between merged and unmerged weights, in fp32."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Largest differences of the answer's logits, as shares of the largest: of the loaded folder from the trained model, and of the
+    folder merged from the folder unmerged (fp32)."""
+
+    loaded: float
+    merged: float
+
+
+def write_adapter(config: LoraConfig, weights: Mapping[str, Tensor], model: str, folder: Path) -> None:
+    """Write the PEFT folder; the bytes depend on the adapter and the model's name alone, on no path of this machine."""
+    content = {**config.to_dict(), "base_model_name_or_path": model, "inference_mode": True}
+    write_json(content, folder / CONFIG)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def adapter_digest(folder: Path) -> str:
+    """SHA-256 of the adapter: of the digests of its configuration and its weights, whatever else lies in the folder."""
+    lines = "".join(f"{sha256_file(folder / name)}  {name}\n" for name in (CONFIG, WEIGHTS))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def parameter_count(folder: Path) -> int:
+    """How many numbers the adapter's weights hold, from the header alone."""
+    with safe_open(folder / WEIGHTS, "pt") as weights:
+        return sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118 - no mapping
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 of every parameter and buffer with its name, type and shape."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def with_adapter(vlm: VLM, folder: Path) -> Iterator[VLM]:
+    """The model with the adapter on it, by plain PEFT; taken off again at the end, so merge it on a copy only."""
+    with restored_flags(vlm.base):
+        adapted = PeftModel.from_pretrained(vlm.base, folder).eval()
+        try:
+            yield replace(vlm, model=adapted)
+        finally:
+            adapted.unload()
+
+
+@contextmanager
+def restored_flags(module: nn.Module) -> Iterator[None]:
+    """PEFT freezes the model that it is put on; at the end each weight gets its `requires_grad` back."""
+    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def prove_adapter(vlm: VLM, folder: Path, batch: Batch, trained: Float[Tensor, "target vocabulary"]) -> Proof:
+    """Prove that the folder, loaded by plain PEFT on the plain model, is the model that was trained and can be merged.
+
+    trained: that model's `answer_logits` on the batch. The merge is tried on a copy of the model in fp32, which needs its memory. Raises
+    ValueError naming the folder and the difference where one is above its tolerance.
+    """
+    with torch.no_grad():
+        with with_adapter(vlm, folder) as adapted:
+            loaded = _difference(answer_logits(adapted, batch), trained)
+        with with_adapter(replace(vlm, model=deepcopy(vlm.base).float()), folder) as precise:
+            unmerged = answer_logits(precise, batch)
+            assert isinstance(precise.model, PeftModel)
+            precise.model.merge_adapter()
+            merged = _difference(answer_logits(precise, batch), unmerged)
+    for what, found, tolerance in (("loaded", loaded, LOADED_TOLERANCE), ("merged", merged, MERGED_TOLERANCE)):
+        if not found <= tolerance:
+            raise ValueError(f"{folder}: {what}, the adapter's logits are off by {found:.2g} of the largest, allowed is {tolerance:g}")
+    return Proof(loaded, merged)
+
+
+def _difference(found: Float[Tensor, "target vocabulary"], expected: Float[Tensor, "target vocabulary"]) -> float:
+    found, expected = found.float(), expected.float()
+    return float((found - expected).abs().max() / expected.abs().max())

@@ -1,0 +1,182 @@
+"""Composed photographs: labelled RGBA cut-outs on background photographs, with exact masks from the alpha channel.
+
+Any folder of cut-outs (a PNG with an alpha channel, its name in a text file beside it or in its file name) goes on any folder of
+photographs. `installed_photographs` is the ready recipe for the ones that Debian ships.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from headwise.compositions import SIZE, Composition, Question, Thing, article, enumerate_phrases, relight
+
+STAMPS = Path("/usr/share/tuxpaint/stamps")
+BACKGROUNDS = Path("/usr/share/backgrounds")
+DEBIAN_PACKAGES = ("tuxpaint-stamps-default", "lomiri-wallpapers-16.04", "mate-backgrounds")
+NOT_PHOTOGRAPHS = re.compile(
+    r"cartoon|symbols|flags|people|roadsigns|seasonal|space|naturalforces|hats|abstract|desktop|cosmos|_mirror|_flip"
+)
+MAX_WORDS = 3
+DRIFT_SHARE = 0.15
+BACKGROUND_SHARES = {"pretrain": 0.5, "calibration": 0.15, "evaluation": 0.2, "forgetting": 0.15}
+SHORTEST_BACKGROUND = 640
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """An RGBA picture of one thing, and the thing's name."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Cut-outs and background photographs, each list sorted and shared out among the splits by a checksum of the name."""
+
+    cutouts: tuple[Cutout, ...]
+    backgrounds: tuple[Path, ...]
+
+    def names(self, *, drift: bool) -> list[str]:
+        """The names that pretraining sees, or the ones kept out of it for the drift."""
+        names = sorted({cutout.name for cutout in self.cutouts})
+        return [name for name in names if (crc32(name.encode()) % 1000 < DRIFT_SHARE * 1000) is drift]
+
+    def files(self, name: str) -> list[Path]:
+        """The cut-outs of that name."""
+        return [cutout.path for cutout in self.cutouts if cutout.name == name]
+
+    def split_backgrounds(self, split: str) -> list[Path]:
+        """The split's own photographs; no two splits share one."""
+        ordered = sorted(self.backgrounds, key=lambda path: crc32(path.name.encode()))
+        edges = np.cumsum([0.0, *BACKGROUND_SHARES.values()])
+        position = list(BACKGROUND_SHARES).index(split)
+        first, last = (round(edge * len(ordered)) for edge in edges[position : position + 2])
+        return ordered[first:last]
+
+
+def read_photographs(cutouts: Path, backgrounds: Path) -> Photographs:
+    """Find named cut-outs and background photographs (JPEG) below two folders.
+
+    Raises ValueError with the two counts if there are too few to compose from.
+    """
+    named = [Cutout(path, name) for path in sorted(cutouts.rglob("*.png")) if not _left_out(path) and (name := _name(path))]
+    photographs = [path for path in sorted(backgrounds.rglob("*.jpg")) if not _left_out(path)]
+    if len(named) < 8 or len(photographs) < 2 * len(BACKGROUND_SHARES):
+        raise ValueError(
+            f"{len(named)} named cut-outs below {cutouts} and {len(photographs)} photographs below {backgrounds}: too few to compose from; "
+            f"on Debian: apt-get install {' '.join(DEBIAN_PACKAGES)}"
+        )
+    return Photographs(tuple(named), tuple(photographs))
+
+
+def installed_photographs() -> Photographs:
+    """The Tux Paint stamps and the wallpapers that Debian's packages install, read where they lie."""
+    return read_photographs(STAMPS, BACKGROUNDS)
+
+
+def _left_out(path: Path) -> bool:
+    return NOT_PHOTOGRAPHS.search(str(path)) is not None
+
+
+def _name(path: Path) -> str | None:
+    """The short name of the thing, in lower case; None where the caption is a sentence or has other than plain letters."""
+    text = path.with_suffix(".txt")
+    caption = text.read_text(encoding="utf-8", errors="replace").partition("\n")[0] if text.is_file() else path.stem.replace("_", " ")
+    first = re.split(r"[.!?;:(]", caption)[0].strip()
+    name, articles = re.subn(r"^(an?|the|some)\s+", "", first, flags=re.IGNORECASE)
+    plain = re.fullmatch(r"[a-z][a-z-]*( [a-z][a-z-]*)*", name.lower())
+    return name.lower() if plain and len(name.split()) <= (MAX_WORDS if articles else 2) else None
+
+
+def compose_photograph(photographs: Photographs, split: str, rng: np.random.Generator, *, drift: bool = False) -> Composition:
+    """One or two cut-outs on a crop of a photograph of the split. `drift` brings in the names kept out of pretraining and another light."""
+    known, unknown = photographs.names(drift=False), photographs.names(drift=True)
+    pool = known + unknown if drift else known
+    number = 1 if rng.random() < 0.15 else 2
+    first = str(rng.choice(unknown if drift and rng.random() < 0.6 else known))
+    names = [first, *(str(name) for name in rng.permutation([n for n in pool if n != first])[: number - 1])]
+    names = [names[int(i)] for i in rng.permutation(number)]
+    image = _crop(str(rng.choice([str(path) for path in photographs.split_backgrounds(split)])), rng)
+    centres = (SIZE / 2,) if number == 1 else (SIZE * 0.27, SIZE * 0.73)
+    things = []
+    for name, centre in zip(names, centres, strict=True):
+        path = photographs.files(name)[int(rng.integers(len(photographs.files(name))))]
+        things.append(Thing(name, _paste(image, str(path), centre, rng)))
+    questions = _questions(names, [name for name in pool if name not in names], rng)
+    return Composition(relight(image, rng) if drift else image, tuple(things), tuple(questions))
+
+
+@lru_cache(maxsize=64)
+def _background(path: str) -> Image.Image:
+    image = Image.open(path)
+    image.draft("RGB", (SHORTEST_BACKGROUND, SHORTEST_BACKGROUND))
+    image = image.convert("RGB")
+    scale = SHORTEST_BACKGROUND / min(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+
+
+@lru_cache(maxsize=1024)
+def _cutout(path: str) -> Image.Image:
+    image = Image.open(path).convert("RGBA")
+    box = image.getchannel("A").point(lambda alpha: 255 if alpha > 127 else 0).getbbox()
+    if box is None:
+        raise ValueError(f"{path}: the cut-out is transparent all over")
+    image = image.crop(box)
+    image.thumbnail((220, 220))
+    return image
+
+
+def _crop(path: str, rng: np.random.Generator) -> Image.Image:
+    photograph = _background(path)
+    side = int(rng.uniform(0.5, 1.0) * SHORTEST_BACKGROUND)
+    x, y = (int(rng.integers(0, extent - side + 1)) for extent in photograph.size)
+    image = photograph.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side))
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
+
+
+def _paste(image: Image.Image, path: str, centre: float, rng: np.random.Generator) -> np.ndarray:
+    """Paste the cut-out around x = `centre` and return the pixels it covers."""
+    cutout = _cutout(path)
+    scale = rng.uniform(0.8, 1.0) * min(150 / cutout.width, 180 / cutout.height)
+    cutout = cutout.resize((max(8, round(cutout.width * scale)), max(8, round(cutout.height * scale))), Image.Resampling.BILINEAR)
+    if rng.random() < 0.5:
+        cutout = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    lit = ImageEnhance.Brightness(cutout.convert("RGB")).enhance(rng.uniform(0.85, 1.15))
+    x = int(np.clip(centre + rng.uniform(-12, 12) - cutout.width / 2, 0, SIZE - cutout.width))
+    y = int(np.clip(SIZE / 2 + rng.uniform(-60, 60) - cutout.height / 2, 0, SIZE - cutout.height))
+    alpha = cutout.getchannel("A")
+    image.paste(lit, (x, y), alpha)
+    mask = np.zeros((SIZE, SIZE), dtype=bool)
+    mask[y : y + cutout.height, x : x + cutout.width] = np.asarray(alpha) > 127
+    return mask
+
+
+def _questions(names: Sequence[str], absent: Sequence[str], rng: np.random.Generator) -> list[Question]:
+    """The caption, and every question whose answer is beyond doubt, in random order."""
+    shown = names[int(rng.integers(len(names)))]
+    missing = str(rng.choice(list(absent)))
+    asked = Question("exists", f"Is there {article(shown)}?", "yes", shown)
+    if rng.random() < 0.5:
+        asked = Question("exists", f"Is there {article(missing)}?", "no")
+    if len(names) == 1:
+        caption = f"a photo of {article(names[0])}."
+        questions = [asked, Question("name", "What is in the picture?", names[0], names[0])]
+    else:
+        placed = [f"{article(name)} on the {side}" for name, side in zip(names, ("left", "right"), strict=True)]
+        caption = f"a photo of {enumerate_phrases(placed)}."
+        subject = int(rng.integers(2))
+        relation = f"Is the {names[subject]} left or right of the {names[1 - subject]}?"
+        questions = [
+            asked,
+            Question("left", "What is on the left?", names[0], names[0]),
+            Question("right", "What is on the right?", names[1], names[1]),
+            Question("relation", relation, ("left", "right")[subject], names[subject]),
+        ]
+    return [Question("caption", "Describe the image.", caption), *(questions[int(i)] for i in rng.permutation(len(questions)))]

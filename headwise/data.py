@@ -1,0 +1,187 @@
+"""The data set of a run: drawn scenes, composed photographs, or a folder of the user's own images, in one form on disk."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated, Literal
+from zlib import crc32
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from headwise.compositions import Composition
+from headwise.cutouts import compose_photograph, installed_photographs
+from headwise.examples import OBJECTS, OBJECTS_FILE, BadExample, Example, decode_image, image_path, write_examples
+from headwise.files import read_table, write_table
+from headwise.masks import rle
+from headwise.scenes import compose_scene
+
+Progress = Callable[[int, int], None]
+"""Called with the number of items done and the number of all."""
+
+FOLDER_SHARES = {"calibration": 0.5, "evaluation": 0.35, "forgetting": 0.15}
+MAX_QUESTIONS = 3
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+class DataSource:
+    """Which images and questions a run works on."""
+
+    kind: Annotated[
+        Literal["scenes", "photos", "folder"],
+        Field(description="drawn scenes, composed photographs (Debian's Tux Paint stamps on wallpapers), or a folder of your own"),
+    ] = "scenes"
+    path: Annotated[str, Field(description="for kind `folder`: a folder of images with index.jsonl or index.parquet")] = ""
+    variant: Annotated[
+        Literal["plain", "drift"],
+        Field(description="what calibration and evaluation show: like pretraining, or other light, noise, grounds and names"),
+    ] = "drift"
+    calibration: Annotated[int, Field(ge=1, description="images to score the heads on and to calibrate with")] = 240
+    evaluation: Annotated[int, Field(ge=1, description="images held out for the before/after table")] = 160
+    forgetting: Annotated[int, Field(ge=1, description="plain images of the forgetting probe, closed questions alone")] = 100
+    seed: Annotated[int, Field(ge=0, description="seed of the images; the same seed gives the same bytes")] = 0
+    max_bad_share: Annotated[float, Field(ge=0, le=1, description="share of rows that may be unusable before the step fails")] = 0.05
+
+
+def write_data(source: DataSource, folder: Path, progress: Progress) -> dict[str, str]:
+    """Write `index.parquet`, `objects.parquet` and `images/`; return the examples left out with their reasons.
+
+    Raises ValueError if the source cannot give a data set at all.
+    """
+    (folder / "images").mkdir(parents=True)
+    if source.kind == "folder":
+        return _write_own(source, folder, progress)
+    examples, objects = [], []
+    total = source.calibration + source.evaluation + source.forgetting
+    for number, (name, split, composition) in enumerate(_composed(source), start=1):
+        new_examples, new_objects = _write_composition(folder, name, split, composition)
+        examples += new_examples
+        objects += new_objects
+        progress(number, total)
+    write_examples(examples, folder)
+    write_table(pa.Table.from_pylist(objects, schema=OBJECTS), folder / OBJECTS_FILE, OBJECTS)
+    return {}
+
+
+def _composed(source: DataSource) -> Iterator[tuple[str, str, Composition]]:
+    """Name, split and composition of every image; the forgetting probe is always plain, like pretraining."""
+    photographs = installed_photographs() if source.kind == "photos" else None
+    numbers = {"calibration": source.calibration, "evaluation": source.evaluation, "forgetting": source.forgetting}
+    for split_number, (split, number) in enumerate(numbers.items(), start=1):
+        drift = source.variant == "drift" and split != "forgetting"
+        for i in range(number):
+            rng = np.random.default_rng([2_000_000_000 + source.seed, split_number, i])
+            if photographs is None:
+                composition = compose_scene(rng, drift=drift)
+            else:
+                composition = compose_photograph(photographs, split, rng, drift=drift)
+            yield f"{split}-{i:05d}", split, composition
+
+
+def _write_composition(folder: Path, name: str, split: str, composition: Composition) -> tuple[list[Example], list[dict[str, object]]]:
+    image = f"images/{name}.png"
+    buffer = BytesIO()
+    composition.image.save(buffer, format="PNG", compress_level=3)
+    (folder / image).write_bytes(buffer.getvalue())
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    caption, *closed = composition.questions
+    asked = closed[: MAX_QUESTIONS + 1] if split == "forgetting" else [caption, *closed[:MAX_QUESTIONS]]
+    examples = [
+        Example(f"{name}-{k}", image, digest, question.question, (question.answer,), question.phrase, question.task, split)
+        for k, question in enumerate(asked)
+    ]
+    objects = [
+        {"image": image, "object": k, "phrase": t.phrase, "height": t.mask.shape[0], "width": t.mask.shape[1], "rle": rle.encode(t.mask)}
+        for k, t in enumerate(composition.things)
+    ]
+    return examples, objects
+
+
+def _write_own(source: DataSource, folder: Path, progress: Progress) -> dict[str, str]:
+    """Take over the user's images byte for byte; what cannot be used is left out with its reason."""
+    root = Path(source.path)
+    rows = _read_index(root)
+    ids = [str(row.get("id") or f"{number:06d}") for number, row in enumerate(rows)]
+    if len(set(ids)) < len(ids):
+        twice = sorted({i for i in ids if ids.count(i) > 1})
+        raise ValueError(f"{root}: {len(twice)} ids occur more than once in the index, the first is {twice[0]!r}")
+    examples, bad, seen = [], {}, {}
+    for number, (example_id, row) in enumerate(zip(ids, rows, strict=True), start=1):
+        try:
+            examples.append(_own_example(root, folder, example_id, row, seen))
+        except BadExample as error:
+            bad[example_id] = str(error)
+        progress(number, len(rows))
+    write_examples(examples, folder)
+    _write_own_objects(root, folder, {image: stored for image, (stored, _) in seen.items()})
+    return bad
+
+
+def _read_index(root: Path) -> list[dict[str, object]]:
+    """The rows of index.jsonl or index.parquet. Raises ValueError naming what is wrong with the folder or with a line."""
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder; `path` names a folder with images and index.jsonl (image, question, answers per line)")
+    if (root / "index.parquet").is_file():
+        return pl.read_parquet(root / "index.parquet").to_dicts()
+    if not (root / "index.jsonl").is_file():
+        raise ValueError(f"{root}: neither index.jsonl nor index.parquet in it")
+    rows = []
+    for number, line in enumerate((root / "index.jsonl").read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{root / 'index.jsonl'}, line {number}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{root / 'index.jsonl'}, line {number}: expected an object, found {type(row).__name__}")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{root / 'index.jsonl'}: empty")
+    return rows
+
+
+def _own_example(root: Path, folder: Path, example_id: str, row: dict[str, object], seen: dict[str, tuple[str, str]]) -> Example:
+    """Check one row, and copy its image once. Raises BadExample with the reason."""
+    image, question = row.get("image"), row.get("question")
+    given = row.get("answers") or ([row["answer"]] if row.get("answer") else None)
+    if not isinstance(image, str) or not image:
+        raise BadExample(f"{example_id}: no image in the index")
+    if not isinstance(question, str) or not question.strip():
+        raise BadExample(f"{example_id}: no question in the index")
+    if not isinstance(given, list) or not all(isinstance(answer, str) and answer for answer in given) or not given:
+        raise BadExample(f"{example_id}: no answer in the index")
+    if image not in seen:
+        path = image_path(root, image)
+        content = path.read_bytes() if path.is_file() else None
+        if content is None:
+            raise BadExample(f"{image}: no such file")
+        decode_image(content, image)
+        digest = hashlib.sha256(content).hexdigest()
+        seen[image] = (f"images/{digest[:32]}{path.suffix.lower()}", digest)
+        shutil.copyfile(path, folder / seen[image][0])
+    split = row.get("split") or _assigned_split(image)
+    if split not in FOLDER_SHARES:
+        raise BadExample(f"{example_id}: unknown split {split!r}; the splits are {list(FOLDER_SHARES)}")
+    stored, digest = seen[image]
+    phrase = row.get("phrase")
+    task = str(row.get("task") or "vqa")
+    return Example(example_id, stored, digest, question, tuple(given), str(phrase) if phrase else None, task, str(split))
+
+
+def _assigned_split(image: str) -> str:
+    """A split by the image's name, so that all questions about one image fall into the same."""
+    share = crc32(image.encode()) % 10_000 / 10_000
+    edges = np.cumsum(list(FOLDER_SHARES.values()))
+    return list(FOLDER_SHARES)[int(np.searchsorted(edges, share, side="right").clip(0, len(edges) - 1))]
+
+
+def _write_own_objects(root: Path, folder: Path, stored: dict[str, str]) -> None:
+    """Take over objects.parquet where the user has exact masks, under the images' new names."""
+    own = read_table(root / OBJECTS_FILE, OBJECTS) if (root / OBJECTS_FILE).is_file() else pl.DataFrame(OBJECTS.empty_table())
+    kept = own.filter(pl.col("image").is_in(list(stored))).with_columns(pl.col("image").replace_strict(stored, return_dtype=pl.String))
+    write_table(kept, folder / OBJECTS_FILE, OBJECTS)

@@ -1,0 +1,1 @@
+"""What a model answers, how well, and whether another one does better."""

@@ -1,0 +1,105 @@
+"""Put the examples of a data set to a model and judge its answers, one by one."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from headwise.evaluation.settings import Evaluation
+from headwise.evaluation.table import ANSWERS, CAPTION
+from headwise.evaluation.vqa import normalise, soft_accuracy
+from headwise.examples import BadExample, Example
+from headwise.likelihood import answer_nats, open_referenced
+from headwise.vlm import VLM, encode, generate
+
+Row = dict[str, object]
+
+
+def evaluate(
+    vlm: VLM, folder: Path, examples: Sequence[Example], settings: Evaluation, progress: Callable[[int], object]
+) -> tuple[pl.DataFrame, dict[str, str]]:
+    """The ANSWERS table, sorted by example, and the reason of each bad example.
+
+    Every first reference answer is read for its nats (its tokens and the end of turn); closed questions are answered too, greedily. An
+    answer is valid if it is, normalised, a reference of any question of its task here. Batches hold questions of like length, so that
+    two models see the same batches. `progress` hears how many examples each batch finished.
+    """
+    known, bad = known_answers(examples), dict[str, str]()
+    rows: list[Row] = []
+    for batch in _batches(vlm, examples, settings.batch_size):
+        rows += _answer(vlm, _opened(folder, batch, bad), known, settings.max_new_tokens, bad)
+        progress(len(batch))
+    answers = pl.from_arrow(pa.Table.from_pylist(rows, schema=ANSWERS))
+    assert isinstance(answers, pl.DataFrame)
+    return answers.sort("example_id"), bad
+
+
+def known_answers(examples: Sequence[Example]) -> dict[str, frozenset[str]]:
+    """The normalised reference answers of each task."""
+    tasks = {example.task for example in examples}
+    return {task: frozenset(normalise(a) for example in examples if example.task == task for a in example.answers) for task in tasks}
+
+
+def _batches(vlm: VLM, examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
+    """Captions, then closed questions, each from short to long."""
+
+    def length(example: Example) -> tuple[int, str]:
+        return len(vlm.tokenizer(" ".join((example.question, *example.answers[:1])))["input_ids"]), example.id
+
+    for is_caption in (True, False):
+        chosen = sorted((e for e in examples if (e.task == CAPTION) == is_caption), key=length)
+        yield from (chosen[start : start + size] for start in range(0, len(chosen), size))
+
+
+def _opened(folder: Path, batch: Sequence[Example], bad: dict[str, str]) -> list[tuple[Example, Image.Image | None]]:
+    """The usable examples with their images; the others are added to `bad`."""
+    opened = []
+    for example in batch:
+        try:
+            opened.append((example, open_referenced(folder, example)))
+        except BadExample as error:
+            bad[example.id] = str(error)
+    return opened
+
+
+def _answer(
+    vlm: VLM, batch: list[tuple[Example, Image.Image | None]], known: Mapping[str, frozenset[str]], max_new_tokens: int, bad: dict[str, str]
+) -> list[Row]:
+    """The rows of a batch of one kind; if the model cannot take an example, each is tried alone and the bad ones are added to `bad`."""
+    if not batch:
+        return []
+    try:
+        return _rows(vlm, batch, known, max_new_tokens)
+    except BadExample as error:
+        if len(batch) > 1:
+            return [row for one in batch for row in _answer(vlm, [one], known, max_new_tokens, bad)]
+        bad[batch[0][0].id] = str(error)
+        return []
+
+
+def _rows(vlm: VLM, batch: list[tuple[Example, Image.Image | None]], known: Mapping[str, frozenset[str]], max_new_tokens: int) -> list[Row]:
+    examples, images = [example for example, _ in batch], [image for _, image in batch]
+    questions = [example.question for example in examples]
+    with torch.no_grad():
+        nats, tokens = answer_nats(vlm, encode(vlm, images, questions, [example.answers[0] for example in examples]))
+    if not bool(nats.isfinite().all()):
+        raise BadExample(f"the model gives the reference answer {nats.max().item()} nats")
+    closed = examples[0].task != CAPTION
+    answers = generate(vlm, images, questions, max_new_tokens) if closed else [""] * len(batch)
+    return [
+        {
+            "example_id": example.id,
+            "image": example.image or example.id,
+            "split": example.split,
+            "task": example.task,
+            "answer": answer,
+            "right": soft_accuracy(answer, example.answers) if closed else None,
+            "valid": not closed or normalise(answer) in known[example.task],
+            "nats": float(nats_),
+            "tokens": int(tokens_),
+        }
+        for example, answer, nats_, tokens_ in zip(examples, answers, nats.tolist(), tokens.tolist(), strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Masks of the objects in the images: where they come from, which are good enough, how they lie on disk."""

@@ -1,0 +1,54 @@
+"""Masks as COCO run lengths: ascii text, column-major runs that start with the background."""
+
+from itertools import accumulate
+from typing import cast
+
+import numpy as np
+from jaxtyping import Bool
+from pycocotools import mask as coco
+
+
+def encode(mask: Bool[np.ndarray, "height width"]) -> str:
+    """The mask's COCO counts. Raises ValueError on a mask without pixels."""
+    if 0 in mask.shape:
+        raise ValueError(f"a mask of {mask.shape[0]} x {mask.shape[1]} pixels has no pixel")
+    counts = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+    return cast("bytes", counts).decode("ascii")  # the stubs say str
+
+
+def decode(counts: str, height: int, width: int) -> Bool[np.ndarray, "height width"]:
+    """The mask of these COCO counts. Raises ValueError if they are no counts, or do not fill height x width pixels exactly.
+
+    Not by pycocotools: where the runs are too short it leaves the other pixels as they were in memory.
+    """
+    ends = list(accumulate(runs(counts)))
+    if ends[-1] != height * width:
+        raise ValueError(f"the mask's runs fill {ends[-1]} pixels, the image has {height} x {width} = {height * width}")
+    pixels = np.zeros(height * width, dtype=bool)
+    for start, stop in zip(ends[::2], ends[1::2], strict=False):  # an even number of runs ends in the object, an odd one outside it
+        pixels[start:stop] = True
+    return pixels.reshape(width, height).T
+
+
+def runs(counts: str) -> list[int]:
+    """The run lengths in pixels, background first.
+
+    Each is a little-endian number of 5-bit groups in characters from `0`, with a continuation bit 32 and the last group's bit 16 as its
+    sign; from the third on, it is the difference to the run two before (maskApi.c, rleFrString). Raises ValueError on any other text.
+    """
+    lengths: list[int] = []
+    value, shift = 0, 0
+    for character in counts:
+        group = ord(character) - 48
+        if not 0 <= group < 64:
+            raise ValueError(f"{character!r} is no character of COCO run lengths")
+        value |= (group & 31) << shift
+        shift += 5
+        if group & 32:
+            continue
+        value -= (group & 16) << (shift - 4)
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+        value, shift = 0, 0
+    if shift or not lengths or min(lengths) < 0:
+        raise ValueError(f"not COCO run lengths: {counts[:20]!r}")
+    return lengths

@@ -1,0 +1,19 @@
+"""Which model is observed, and how: apart from the code that observes, so that reading a parameter imports no model."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+class Observation:
+    """Which attention is observed."""
+
+    model: Annotated[str, Field(min_length=1, description="a transformers folder, a model of the Hugging Face Hub, or headwise-smol")] = (
+        "headwise-smol"
+    )
+    batch_size: Annotated[int, Field(ge=1, le=512, description="examples per forward pass")] = 8
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Field(description="auto: bfloat16 where the hardware has it")] = "auto"
+    max_examples: Annotated[int, Field(ge=1, description="how many calibration examples at most, in the order of their ids")] = 400
+    max_bad_share: Annotated[float, Field(ge=0, le=1, description="share of examples that may be left out before the step fails")] = 0.05

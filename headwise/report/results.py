@@ -1,0 +1,150 @@
+"""Before and after: every calibrated model against the uncalibrated one, as rows of the page's tables."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from headwise.evaluation.compare import NEUTRAL, Comparison, compare
+from headwise.evaluation.settings import Evaluation
+from headwise.evaluation.table import ANSWERS
+from headwise.files import MANIFEST, read_json, read_table
+
+BASE, FORGETTING = "base", "forgetting"
+ORDER = ("top", "bottom", "random", "all")
+TITLES = {"evaluation": "What calibration is for", FORGETTING: "Forgetting probe"}
+NOTES = {FORGETTING: "Nothing here was calibrated for: the loss that an interval still leaves open is its end on the losing side."}
+Compared = list[tuple[str, Comparison]]
+"""Each comparison with the arm that it is about."""
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    """One arm in one measure, as text.
+
+    `detectable` is the smallest gain that the sample shows four times out of five; `mark` is the verdict's colour (gain, loss, unclear);
+    `low`, `point`, `high` and `zero` are places on a bar of length 100, on one scale for all rows of the table with the same metric.
+    """
+
+    arm: str
+    before: str
+    after: str
+    change: str
+    interval: str
+    p_holm: str
+    detectable: str
+    verdict: str
+    mark: str
+    low: float
+    point: float
+    high: float
+    zero: float = 50.0
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure with a row per arm."""
+
+    name: str
+    sample: str
+    rows: tuple[ArmRow, ...]
+
+
+@dataclass(frozen=True)
+class SplitResults:
+    """The measures of one split, headlines before tasks; the note says what its verdicts mean where they are not plain."""
+
+    title: str
+    measures: tuple[Measure, ...]
+    note: str
+
+
+def sort_arms(arms: Sequence[str]) -> list[str]:
+    """Top, bottom, random, all, then any other by name."""
+    return sorted(arms, key=lambda arm: (ORDER.index(arm) if arm in ORDER else len(ORDER), arm))
+
+
+def read_results(evaluations: Path) -> list[SplitResults]:
+    """Every arm compared with the uncalibrated model, under the settings of its evaluation; empty if there is nothing to compare.
+
+    Raises ValueError if an arm answered other examples than the uncalibrated model.
+    """
+    folders = {path.parent.name: path.parent for path in evaluations.glob("*/answers.parquet")}
+    if BASE not in folders:
+        return []
+    settings = evaluation_settings(folders[BASE])
+    answers = {arm: read_table(folders[arm] / "answers.parquet", ANSWERS) for arm in folders}
+    arms = sort_arms([arm for arm in folders if arm != BASE])
+    rows = [(arm, comparison) for arm in arms for comparison in compare(answers[BASE], answers[arm], settings)]
+    splits = list(dict.fromkeys(comparison.split for _, comparison in rows))
+    return [_split_results(split, [row for row in rows if row[1].split == split]) for split in splits]
+
+
+def evaluation_settings(folder: Path) -> Evaluation:
+    """The settings in an evaluation's manifest, so that the page's intervals are those that decided; the defaults without a manifest."""
+    if not (folder / MANIFEST).is_file():
+        return Evaluation()
+    return TypeAdapter(Evaluation).validate_python(read_json(folder / MANIFEST).get("settings", {}))
+
+
+def _split_results(split: str, rows: Compared) -> SplitResults:
+    """The comparisons turned, so that the arms of a measure stand beneath each other."""
+    groups: dict[tuple[str, str | None], Compared] = {}
+    for arm, comparison in rows:
+        groups.setdefault((comparison.metric, comparison.task), []).append((arm, comparison))
+    reach = {metric: max(_reach(comparison) for _, comparison in rows if comparison.metric == metric) for metric, _ in groups}
+    measures = tuple(_measure(group, reach[metric]) for (metric, _), group in groups.items())
+    return SplitResults(TITLES.get(split, split), measures, NOTES.get(split, ""))
+
+
+def _reach(comparison: Comparison) -> float:
+    neutral = NEUTRAL[comparison.metric]
+    return max(abs(value - neutral) for value in (comparison.low, comparison.effect, comparison.high))
+
+
+def _measure(group: Compared, reach: float) -> Measure:
+    first = group[0][1]
+    captions = first.metric == "perplexity"
+    name = "Caption perplexity" if captions else f"Accuracy, {first.task or 'all questions'}"
+    sample = f"{first.num_examples} {'captions' if captions else 'questions'}, {first.num_images} images"
+    return Measure(name, sample, tuple(_arm_row(arm, comparison, reach) for arm, comparison in group))
+
+
+def _arm_row(arm: str, comparison: Comparison, reach: float) -> ArmRow:
+    neutral, scale = NEUTRAL[comparison.metric], 48.0 / reach if reach > 0 else 0.0
+    low, point, high = (round(50 + scale * (value - neutral), 2) for value in (comparison.low, comparison.effect, comparison.high))
+    verdict, mark = judge(comparison)
+    unit = "%" if comparison.metric == "perplexity" else "pts"
+    return ArmRow(
+        arm=arm,
+        before=level(comparison, comparison.before),
+        after=level(comparison, comparison.after),
+        change=f"{change(comparison, comparison.effect)} {unit}",
+        interval=f"{change(comparison, comparison.low)} to {change(comparison, comparison.high)}",
+        p_holm="< 0.001" if comparison.p_holm < 0.001 else f"{comparison.p_holm:.3f}",
+        detectable=f"{change(comparison, comparison.detectable)} {unit}",
+        verdict=verdict,
+        mark=mark,
+        low=low,
+        point=point,
+        high=high,
+    )
+
+
+def judge(comparison: Comparison) -> tuple[str, str]:
+    """The verdict and its colour; on the forgetting probe nobody hopes for a gain, so there the same interval is said to show no loss."""
+    if comparison.verdict == "no gain":
+        return "no loss shown" if comparison.split == FORGETTING else comparison.verdict, "unclear"
+    return comparison.verdict, comparison.verdict
+
+
+def level(comparison: Comparison, value: float) -> str:
+    """A perplexity to two decimals, an accuracy in percent."""
+    return f"{value:.2f}" if comparison.metric == "perplexity" else f"{100 * value:.1f} %"
+
+
+def change(comparison: Comparison, value: float) -> str:
+    """An effect with its sign: a ratio of perplexities as a change in percent, a difference of accuracies in points."""
+    text = f"{100 * (value - NEUTRAL[comparison.metric]):+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")

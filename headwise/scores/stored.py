@@ -1,0 +1,135 @@
+"""Read stored attention one example at a time, in the order of example ids, in memory that does not grow with their number."""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float32, Float64
+
+from headwise.scores.schema import MEANS
+from headwise.segments import Grid
+
+BLOCK_ROWS = 8_192
+"""Rows that are read at once: under 2 MB of 100-token maps."""
+PLACE = ["example_id", "layer", "head", "grid_height", "grid_width", "map"]
+
+
+@dataclass(frozen=True)
+class StoredExample:
+    """What attention stored of one example, rows in the order of (layer, head).
+
+    maps: attention to each visual token, mean over the answer's rows, divided by its maximum; widened from 16 bit to double, in which sums
+    of them are exact. means: the columns named in `MEANS`, in that order, if they were asked for.
+    """
+
+    example_id: str
+    grid: Grid
+    maps: Float64[np.ndarray, "row visual"]
+    means: Float32[np.ndarray, "row statistic"] | None
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How many layers and heads a model has; every example has one row for each pair."""
+
+    num_layers: int
+    num_heads: int
+
+    @property
+    def rows(self) -> int:
+        """Rows per example."""
+        return self.num_layers * self.num_heads
+
+
+def count_heads(parts: Sequence[Path]) -> Heads:
+    """The layers and heads of the parts' examples. Raises ValueError if no part has a row."""
+    for part in parts:
+        table = _open(part).read(columns=["layer", "head"])
+        if table.num_rows:
+            return Heads(int(table["layer"].to_numpy().max()) + 1, int(table["head"].to_numpy().max()) + 1)
+    raise ValueError(f"no attention is stored in {[str(part) for part in parts]}")
+
+
+def stored_examples(parts: Sequence[Path], heads: Heads, *, means: bool) -> Iterator[StoredExample]:
+    """Every example of the parts once, in the order of ids, so that results do not depend on how the examples were shared out.
+
+    Raises ValueError if a part is not sorted, an example lacks rows, or a map does not fit its grid or is not finite.
+    """
+    last = None
+    for example in heapq.merge(*(_read_part(part, heads, means) for part in parts), key=lambda example: example.example_id):
+        if example.example_id != last:  # a shard that was observed twice counts once
+            yield example
+        last = example.example_id
+
+
+def _open(part: Path) -> pq.ParquetFile:
+    """Raises ValueError if the file is broken or lacks a column."""
+    try:
+        file = pq.ParquetFile(part, buffer_size=1 << 20, pre_buffer=False)  # column chunks are streamed, however long
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{part}: not a readable Parquet file ({error})") from error
+    missing = {*PLACE, *MEANS} - set(file.schema_arrow.names)
+    if missing:
+        raise ValueError(f"{part}: missing columns {sorted(missing)}")
+    return file
+
+
+def _read_part(part: Path, heads: Heads, means: bool) -> Iterator[StoredExample]:
+    """The examples of one part; the file is read as a stream, whatever the size of its row groups."""
+    columns = [*PLACE, *(MEANS if means else ())]
+    file = _open(part)
+    held: pa.Table | None = None
+    last = ""
+    for batch in file.iter_batches(batch_size=max(1, BLOCK_ROWS // heads.rows) * heads.rows, columns=columns):
+        fresh = pa.Table.from_batches([batch])
+        table = fresh if held is None else pa.concat_tables([held, fresh])
+        whole = table.num_rows // heads.rows * heads.rows
+        for example in _split(table.slice(0, whole).combine_chunks(), heads, part) if whole else ():
+            if example.example_id <= last:
+                raise ValueError(f"{part}: {example.example_id!r} comes after {last!r}; the rows must be sorted by example_id")
+            last = example.example_id
+            yield example
+        held = table.slice(whole)
+    if held is not None and held.num_rows:
+        found = f"{held.num_rows} of its {heads.rows} rows ({heads.num_layers} layers x {heads.num_heads} heads)"
+        raise ValueError(f"{part}: {held['example_id'][0].as_py()!r} has {found}; was the attention step interrupted?")
+
+
+def _split(table: pa.Table, heads: Heads, part: Path) -> Iterator[StoredExample]:
+    """The examples of a table of one chunk that holds whole examples."""
+    ids = _example_ids(table, heads, part)
+    grids = list(zip(*(table[name].to_numpy()[:: heads.rows].tolist() for name in ("grid_height", "grid_width")), strict=True))
+    maps = table["map"].chunk(0)
+    lengths = maps.value_lengths().to_numpy().reshape(-1, heads.rows)
+    values, stops = torch.from_dlpack(maps.flatten()), lengths.sum(axis=1).cumsum()  # torch widens 16 bit five times faster than numpy
+    means = np.stack([table[name].to_numpy() for name in MEANS], axis=1) if MEANS[0] in table.column_names else None
+    for index, (example_id, grid) in enumerate(zip(ids, grids, strict=True)):
+        cells = grid[0] * grid[1]
+        if (lengths[index] != cells).any():
+            raise ValueError(f"{part}: {example_id!r} has maps of {sorted(set(lengths[index].tolist()))} visual tokens, its grid is {grid}")
+        example = values[stops[index] - heads.rows * cells : stops[index]].view(heads.rows, cells).double().numpy()
+        if not np.isfinite(example.sum()):
+            raise ValueError(f"{part}: {example_id!r} has a map that is not finite")
+        yield StoredExample(example_id, grid, example, None if means is None else means[index * heads.rows : (index + 1) * heads.rows])
+
+
+def _example_ids(table: pa.Table, heads: Heads, part: Path) -> list[str]:
+    """The id of each run of `heads.rows` rows. Raises ValueError if a run is not one example's rows in the order of (layer, head)."""
+    frame = pl.from_arrow(table.select(["example_id", "layer", "head"]))
+    assert isinstance(frame, pl.DataFrame)
+    ids = frame["example_id"].gather_every(heads.rows)
+    layers, numbers = np.divmod(np.arange(heads.rows), heads.num_heads)
+    expected = {"layer": np.tile(layers, len(ids)), "head": np.tile(numbers, len(ids))}
+    same = (frame["example_id"] == ids.gather(np.repeat(np.arange(len(ids)), heads.rows))).to_numpy()
+    for name, numbers in expected.items():
+        same = same & (frame[name].to_numpy() == numbers)
+    if not same.all():
+        wrong = frame["example_id"][int(np.argmin(same))]
+        raise ValueError(f"{part}: {wrong!r} does not have one row per layer and head, in order ({heads.num_layers} x {heads.num_heads})")
+    return ids.to_list()

@@ -1,0 +1,93 @@
+"""Which tokens are what in a prompt with its answer, and how much of each visual token's cell a pixel mask covers."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Grid = tuple[int, int]
+"""Rows and columns of the visual tokens, in reading order."""
+
+
+class Kind(IntEnum):
+    """What a token is; NONE is padding or the end-of-turn token."""
+
+    NONE = 0
+    SYSTEM = 1
+    VISUAL = 2
+    QUESTION = 3
+    ANSWER = 4
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The segments of a batch. The end-of-turn token and padding are in none; no token is in two.
+
+    system: the tokens before the first visual one. visual: the image's tokens. question: the tokens after them up to the answer, the
+    template's own included (without an image: the whole prompt). answer: the answer's tokens. first: position of the first real token.
+    grids: rows and columns of the visual tokens, None without an image.
+    """
+
+    system: Bool[Tensor, "batch token"]
+    visual: Bool[Tensor, "batch token"]
+    question: Bool[Tensor, "batch token"]
+    answer: Bool[Tensor, "batch token"]
+    first: Int[Tensor, "batch"]
+    grids: tuple[Grid | None, ...]
+
+    @property
+    def text(self) -> Bool[Tensor, "batch token"]:
+        """Question and answer."""
+        return self.question | self.answer
+
+    @property
+    def real(self) -> Bool[Tensor, "batch token"]:
+        """Every token of a segment."""
+        return self.system | self.visual | self.question | self.answer
+
+
+def segments(kinds: Int[Tensor, "batch token"], grids: tuple[Grid | None, ...]) -> Segments:
+    """The segments of tokens whose kinds are known.
+
+    Raises ValueError with both numbers if an example has more or fewer visual tokens than its grid has cells.
+    """
+    for row, grid in zip(kinds, grids, strict=True):
+        found, cells = int((row == Kind.VISUAL).sum()), grid[0] * grid[1] if grid else 0
+        if found != cells:
+            shape = f"{grid[0]} x {grid[1]} = {cells} cells" if grid else "no image, so 0 cells"
+            raise ValueError(f"{found} visual tokens in the prompt, the grid has {shape}: does patch_size equal the vision tower's stride?")
+    masks = {kind: kinds == kind for kind in Kind}
+    first = (kinds != Kind.NONE).to(torch.int64).argmax(dim=1)
+    return Segments(masks[Kind.SYSTEM], masks[Kind.VISUAL], masks[Kind.QUESTION], masks[Kind.ANSWER], first, grids)
+
+
+def prompt_kinds(visual: list[bool]) -> list[Kind]:
+    """The kind of each prompt token, from which of them are visual: system before the image, question after it or without one."""
+    if True not in visual:
+        return [Kind.QUESTION] * len(visual)
+    start = visual.index(True)
+    after = [Kind.VISUAL if is_visual else Kind.QUESTION for is_visual in visual[start:]]
+    return [Kind.SYSTEM] * start + after
+
+
+def coverage(mask: Bool[np.ndarray, "height width"], grid: Grid) -> Float[np.ndarray, "visual"]:
+    """Share in [0, 1] of each visual token's cell that the mask covers, in reading order.
+
+    The image is stretched over the grid, so a cell is height / rows by width / columns pixels; a pixel on a border counts with the part
+    that lies inside. The mean over the cells is the mask's share of the image, exactly. Raises ValueError on an empty mask or grid.
+    """
+    if 0 in mask.shape or min(grid) < 1:
+        raise ValueError(f"a mask of {mask.shape[0]} x {mask.shape[1]} pixels cannot be laid on a grid of {grid[0]} x {grid[1]}")
+    rows, columns = _overlap(mask.shape[0], grid[0]), _overlap(mask.shape[1], grid[1])
+    return np.clip(rows @ mask.astype(np.float64) @ columns.T, 0.0, 1.0).reshape(-1)
+
+
+def _overlap(pixels: int, cells: int) -> Float[np.ndarray, "cells pixels"]:
+    """Share of each cell's length that each pixel takes; a cell's shares sum to 1."""
+    edges = np.arange(cells + 1) * (pixels / cells)
+    left = np.maximum(edges[:-1, None], np.arange(pixels)[None, :])
+    right = np.minimum(edges[1:, None], np.arange(1, pixels + 1)[None, :])
+    return np.maximum(right - left, 0.0) * (cells / pixels)

@@ -1,0 +1,7 @@
+"""Vision-language models: load, encode, generate."""
+
+from headwise.vlm.encoding import Batch, encode, generate
+from headwise.vlm.families import FAMILIES, VLM, Family
+from headwise.vlm.loading import EMBEDDED, load_vlm, model_path, revision
+
+__all__ = ["EMBEDDED", "FAMILIES", "VLM", "Batch", "Family", "encode", "generate", "load_vlm", "model_path", "revision"]

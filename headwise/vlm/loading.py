@@ -1,0 +1,110 @@
+"""Load a model with its processor from a folder, from the Hub, or the embedded one."""
+
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from headwise.files import sha256_tree
+from headwise.vlm.families import FAMILIES, VLM, Family
+
+EMBEDDED = "headwise-smol"
+"""The model that comes with the package."""
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+def load_vlm(source: str | Path, *, adapter: Path | None = None, dtype: Dtype = "auto", device: str = "auto") -> VLM:
+    """Load a transformers folder, a model of the Hugging Face Hub, or `headwise-smol`, with a PEFT adapter on it if one is given.
+
+    dtype `auto` is bfloat16 where the hardware multiplies it (CUDA, CPUs with AMX or AVX512-BF16), else float32. Code that comes with a
+    model is never run. Raises ValueError if the source cannot be read, its family is unknown, its image processor crops, or the adapter
+    is no PEFT folder.
+    """
+    path = model_path(source)
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        family = _family(config.model_type, str(source))
+        loader: Any = AutoModelForImageTextToText if family.image_token else AutoModelForCausalLM
+        model, loaded = loader.from_pretrained(path, dtype=_torch_dtype(dtype, where), trust_remote_code=False, output_loading_info=True)
+        processor = (AutoProcessor if family.image_token else AutoTokenizer).from_pretrained(path, trust_remote_code=False)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{source}: neither a folder with a model nor one that can be downloaded ({reason})") from error
+    if missing := sorted(loaded["missing_keys"]):
+        raise ValueError(f"{source}: the weights lack {len(missing)} tensors of the model, the first is {missing[0]}")
+    if family.image_token:
+        _check_resize(processor, str(source))
+    model.to(where).eval()
+    return VLM(model if adapter is None else _adapted(model, adapter), processor, family)
+
+
+def _adapted(model: PreTrainedModel, adapter: Path) -> PeftModel:
+    """The model with the adapter on it, for inference."""
+    if not (adapter / "adapter_config.json").is_file():
+        raise ValueError(f"{adapter}: no adapter_config.json here, so it is no PEFT adapter")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")  # PEFT would go on with an adapter that does nothing
+        try:
+            return PeftModel.from_pretrained(model, adapter).eval()
+        except (UserWarning, SafetensorError) as error:
+            raise ValueError(f"{adapter}: the adapter does not fit the model ({str(error).splitlines()[0][:200]})") from error
+
+
+def model_path(source: str | Path) -> str:
+    """The source as transformers takes it; the embedded model becomes its folder. Raises ValueError on a path where nothing is."""
+    if source == EMBEDDED:
+        from headwise.smol import smol_path  # unpacks and checks the weights, which other sources do not need
+
+        return str(smol_path())
+    if Path(source).is_dir():
+        if not (Path(source) / "config.json").is_file():
+            raise ValueError(f"{source}: no config.json here, so it is no transformers folder")
+        return str(source)
+    if isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise ValueError(f"{source}: no such folder; give a transformers folder, a model of the Hugging Face Hub, or {EMBEDDED!r}")
+    return str(source)
+
+
+def revision(source: str | Path) -> str:
+    """What exactly is loaded from the source: the SHA-256 of the folder's files, or the commit on the Hub."""
+    path = model_path(source)
+    return sha256_tree(Path(path)) if Path(path).is_dir() else str(AutoConfig.from_pretrained(path, trust_remote_code=False)._commit_hash)
+
+
+def _family(model_type: str, source: str) -> Family:
+    if model_type not in FAMILIES:
+        raise ValueError(f"{source}: the family {model_type!r} is unknown; Headwise knows {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[model_type]
+
+
+def _torch_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else True
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _check_resize(processor: ProcessorMixin, source: str) -> None:
+    """A mask is laid on the grid as the image is: stretched over the whole of it, nothing cut off."""
+    images = processor.image_processor
+    size, crop = dict(images.size or {}), dict(images.crop_size or {}) if images.do_center_crop else None
+    height, width = size.get("height"), size.get("width")
+    if not height or not width or (crop and (crop.get("height"), crop.get("width")) != (height, width)):
+        raise ValueError(
+            f"{source}: the image processor resizes to {size} and crops to {crop}, which cuts parts of images off, so masks would not "
+            "fit the grid: save it with size={'height': ..., 'width': ...} and do_center_crop=False"
+        )

@@ -1,0 +1,104 @@
+"""The attention step, one shard of it: data/images -> data/attention/shard=NN. Run it with `python -m tasks.attention --shard N`."""
+
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import polars as pl
+import pyarrow.parquet as pq
+from PIL import Image
+
+from headwise.attention import ATTENTION, PART, merge, observe, prove, to_table
+from headwise.examples import INDEX, BadExample, Example, check_bad_share, open_image, read_examples, write_bad
+from headwise.files import new_folder, write_manifest
+from headwise.observation import Observation
+from headwise.vlm import VLM, encode, load_vlm, revision
+from tasks.progress import progress_bar
+from tasks.settings import read_settings
+
+IMAGES, ATTENTION_FOLDER = Path("data/images"), Path("data/attention")
+SPLIT = "calibration"
+BATCHES_IN_MEMORY = 8
+"""Examples of this many batches are opened, sorted by length and written as one row group."""
+
+T = TypeVar("T")
+Opened = tuple[Example, Image.Image | None]
+
+
+def write_attention(images: Path, output: Path, observation: Observation, shard: int, num_shards: int) -> None:
+    """Write part.parquet, bad.parquet and manifest.json for one shard of the calibration split.
+
+    The attention is read with the first reference answer teacher-forced, after the model has passed `prove`. Raises ValueError if the
+    model cannot be loaded or proved, or more than `max_bad_share` of the examples is bad.
+    """
+    examples = shard_of(read_examples(images, SPLIT), observation.max_examples, shard, num_shards)
+    vlm = load_vlm(observation.model, dtype=observation.dtype)
+    figures = prove(vlm)
+    print("proved:", ", ".join(f"{name} {figure:.1e}" for name, figure in figures.items()), flush=True)
+    bad: dict[str, str] = {}
+    with new_folder(output) as folder:
+        with pq.ParquetWriter(folder / PART, ATTENTION, compression="zstd") as writer, progress_bar(f"attention, shard {shard}") as show:
+            for done, window in _chunks(examples, BATCHES_IN_MEMORY * observation.batch_size):
+                show(done, len(examples))
+                if parts := _observe_window(vlm, images, window, observation.batch_size, bad):
+                    writer.write_table(merge(parts).to_arrow().cast(ATTENTION))
+            show(len(examples), len(examples))
+        check_bad_share(bad, len(examples), observation.max_bad_share)
+        write_bad(bad, folder)
+        extra = {"shard": shard, "shards": num_shards, "examples": len(examples), "bad": len(bad), "model": revision(observation.model)}
+        write_manifest(folder, stage="attention", settings=observation, inputs={INDEX: images / INDEX}, extra=extra)
+
+
+def shard_of(examples: Sequence[Example], max_examples: int, shard: int, num_shards: int) -> list[Example]:
+    """Every `num_shards`-th of the first `max_examples` examples in the order of their ids."""
+    return sorted(examples, key=lambda example: example.id)[:max_examples][shard::num_shards]
+
+
+def _observe_window(vlm: VLM, images: Path, window: Sequence[Example], batch_size: int, bad: dict[str, str]) -> list[pl.DataFrame]:
+    """Tables of the window's batches, of examples of like length; bad examples are noted with their reason."""
+    opened: list[Opened] = []
+    for example in window:
+        try:
+            if not example.answers:
+                raise BadExample("no reference answer")
+            opened.append((example, None if example.image is None else open_image(images, example)))
+        except BadExample as error:
+            bad[example.id] = str(error)
+    opened.sort(key=lambda pair: len(pair[0].question) + len(pair[0].answers[0]))
+    return [part for _, batch in _chunks(opened, batch_size) for part in _observe_batch(vlm, batch, bad)]
+
+
+def _observe_batch(vlm: VLM, batch: Sequence[Opened], bad: dict[str, str]) -> list[pl.DataFrame]:
+    examples, pictures = zip(*batch, strict=True)
+    try:
+        encoded = encode(vlm, pictures, [example.question for example in examples], [example.answers[0] for example in examples])
+    except BadExample as error:
+        if len(batch) > 1:  # one of them is bad: the others go on alone
+            return [part for one in batch for part in _observe_batch(vlm, [one], bad)]
+        bad[examples[0].id] = str(error)
+        return []
+    table = pl.from_arrow(to_table(observe(vlm, encoded), [example.id for example in examples]))
+    assert isinstance(table, pl.DataFrame)
+    return [table]
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterator[tuple[int, Sequence[T]]]:
+    """Slices of the items, each with how many came before it."""
+    return ((start, items[start : start + size]) for start in range(0, len(items), size))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Observe the shard that the command line names, one of params.yaml's `shards`."""
+    parser = ArgumentParser(prog="python -m tasks.attention", description=__doc__)
+    parser.add_argument("--shard", type=int, required=True, help="one of params.yaml's shards")
+    shard = parser.parse_args(arguments).shard
+    shards = read_settings("shards", list[int])
+    if shard not in shards:
+        raise ValueError(f"shard {shard} is none of params.yaml's shards {shards}")
+    observation = read_settings("attention", Observation)
+    write_attention(IMAGES, ATTENTION_FOLDER / f"shard={shard:02d}", observation, shards.index(shard), len(shards))
+
+
+if __name__ == "__main__":
+    main()

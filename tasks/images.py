@@ -1,0 +1,22 @@
+"""Step 1: the images and questions of a run, with exact masks where the data has them. `python -m tasks.images`"""
+
+from pathlib import Path
+
+from headwise.data import DataSource, write_data
+from headwise.examples import check_bad_share, read_examples, write_bad
+from headwise.files import new_folder, write_manifest
+from tasks.progress import progress_bar
+from tasks.settings import read_settings
+
+
+def run(source: DataSource, out: Path) -> None:
+    """Write the data set. Raises ValueError if more than the stated share of the rows cannot be used."""
+    with new_folder(out) as folder, progress_bar("images") as progress:
+        bad = write_data(source, folder, progress)
+        check_bad_share(bad, len(bad) + len(read_examples(folder)), source.max_bad_share)
+        write_bad(bad, folder)
+        write_manifest(folder, stage="images", settings=source, inputs={"source": Path(source.path)} if source.path else {})
+
+
+if __name__ == "__main__":
+    run(read_settings("images", DataSource), Path("data/images"))

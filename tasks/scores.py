@@ -1,0 +1,37 @@
+"""The scores step: data/masks, data/attention -> data/scores. Run it with `python -m tasks.scores`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from headwise.examples import write_bad
+from headwise.files import new_folder, read_table, write_json, write_manifest, write_table
+from headwise.masks.table import MASKS, MASKS_FILE
+from headwise.scores.head_impact import HeadImpact
+from headwise.scores.schema import EXAMPLE_SCORES, EXAMPLES_FILE, HEADS, HEADS_FILE, TESTS_FILE
+from headwise.scores.scoring import score_heads
+from tasks.settings import read_settings
+
+MASKS_FOLDER, ATTENTION, SCORES = Path("data/masks"), Path("data/attention"), Path("data/scores")
+
+
+def write_scores(masks: Path, shards: Mapping[str, Path], output: Path, settings: HeadImpact) -> None:
+    """Write heads.parquet, examples.parquet, tests.json, bad.parquet (examples left out) and manifest.json.
+
+    Raises ValueError if a shard is missing or broken, or fewer than `min_examples` examples can be scored.
+    """
+    parts = {name: folder / "part.parquet" for name, folder in shards.items()}
+    missing = [name for name, part in parts.items() if not part.is_file()]
+    if missing:
+        raise ValueError(f"no attention of {missing}: run the attention step for each shard of params.yaml")
+    scores = score_heads(list(parts.values()), read_table(masks / MASKS_FILE, MASKS), settings)
+    with new_folder(output) as folder:
+        write_table(scores.heads, folder / HEADS_FILE, HEADS)
+        write_table(scores.examples, folder / EXAMPLES_FILE, EXAMPLE_SCORES)
+        write_json(scores.tests, folder / TESTS_FILE)
+        write_bad(scores.left_out, folder)
+        write_manifest(folder, stage="scores", settings=settings, inputs={"masks": masks / MASKS_FILE, **parts})
+
+
+if __name__ == "__main__":
+    folders = {f"shard={shard:02d}": ATTENTION / f"shard={shard:02d}" for shard in read_settings("shards", list[int])}
+    write_scores(MASKS_FOLDER, folders, SCORES, read_settings("scores", HeadImpact))

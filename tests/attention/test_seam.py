@@ -1,0 +1,91 @@
+import threading
+
+import pytest
+import torch
+
+from headwise.attention.observe import forward, observe
+from headwise.attention.seam import NAME, Attention, visiting
+from headwise.vlm import VLM, encode
+from tests.attention.families import family
+from tests.tiny import NUM_LAYERS, image, new_tiny_vlm, tiny_lm, tiny_vlm
+
+
+def logits(vlm: VLM) -> torch.Tensor:
+    batch = encode(vlm, [image(0) if vlm.visual_id is not None else None], ["What colour?"], ["red"])
+    return forward(vlm, batch, logits_to_keep=0).logits
+
+
+@pytest.mark.parametrize("model", [tiny_vlm, tiny_lm])
+def test_only_the_decoder_is_visited_and_its_implementation_restored(model) -> None:
+    vlm = model()
+    plain = logits(vlm)
+    seen: list[int] = []
+    with visiting(vlm, lambda attention, output: seen.append(attention.layer)):
+        assert vlm.text_config._attn_implementation == NAME
+        if vlm.visual_id is not None:
+            assert vlm.base.config.vision_config._attn_implementation == "sdpa"
+        assert torch.equal(logits(vlm), plain)
+    assert seen == list(range(NUM_LAYERS))
+    assert vlm.text_config._attn_implementation == "sdpa"
+    assert torch.equal(logits(vlm), plain)
+    assert len(seen) == NUM_LAYERS
+
+
+def test_the_implementation_is_restored_after_an_error() -> None:
+    def fail(attention: Attention, output: torch.Tensor) -> None:
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"), visiting(tiny_vlm(), fail):
+        logits(tiny_vlm())
+    assert tiny_vlm().text_config._attn_implementation == "sdpa"
+    assert logits(tiny_vlm()).isfinite().all()
+
+
+def test_what_a_visitor_returns_takes_the_outputs_place() -> None:
+    with visiting(tiny_vlm(), lambda attention, output: torch.zeros_like(output) if attention.layer == 1 else None):
+        assert not torch.allclose(logits(tiny_vlm()), logits_plain())
+
+
+def logits_plain() -> torch.Tensor:
+    return logits(new_tiny_vlm())
+
+
+def test_a_visitor_inside_another_ends_with_its_block() -> None:
+    outer: list[int] = []
+    inner: list[int] = []
+    with visiting(tiny_vlm(), lambda attention, output: outer.append(attention.layer)):
+        with visiting(tiny_vlm(), lambda attention, output: inner.append(attention.layer)):
+            logits(tiny_vlm())
+        logits(tiny_vlm())
+    assert inner == outer == list(range(NUM_LAYERS))
+
+
+def test_a_visitor_does_not_see_other_threads() -> None:
+    other, seen = new_tiny_vlm(), []
+    with visiting(tiny_vlm(), lambda attention, output: seen.append(attention.layer)):
+        thread = threading.Thread(target=lambda: observe(other, encode(other, [image(0)], ["What?"], ["red"])))
+        thread.start()
+        thread.join()
+    assert seen == []
+
+
+def test_soft_capped_families_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"gemma2 caps its attention scores at 50"):
+        observe(family("gemma2"), encode(family("gemma2"), [None], ["What?"], ["red"]))
+
+
+def test_attention_sinks_are_refused() -> None:
+    vlm = tiny_lm()
+    hook = vlm.decoder.layers[0].self_attn.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, kwargs | {"s_aux": torch.zeros(1)}), with_kwargs=True
+    )
+    try:
+        with pytest.raises(ValueError, match="LlamaAttention changes its attention scores by s_aux"):
+            observe(vlm, encode(vlm, [None], ["What?"], ["red"]))
+    finally:
+        hook.remove()
+
+
+def test_an_example_without_an_answer_is_refused() -> None:
+    with pytest.raises(ValueError, match="without an answer"):
+        observe(tiny_vlm(), encode(tiny_vlm(), [image(0)], ["What?"]))

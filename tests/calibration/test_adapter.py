@@ -1,0 +1,110 @@
+"""Adapter folders: plain PEFT loads them, merged is unmerged, and a wrong one is found out."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from headwise.calibration.adapter import (
+    CONFIG,
+    WEIGHTS,
+    adapter_digest,
+    parameter_count,
+    prove_adapter,
+    weights_digest,
+    with_adapter,
+    write_adapter,
+)
+from headwise.calibration.lora import fit_lora
+from headwise.calibration.settings import Lora
+from headwise.likelihood import answer_logits
+from headwise.vlm import load_vlm
+from tests import tiny
+from tests.dataset import write_dataset
+
+SETTINGS = Lora(rank=4, alpha=8, learning_rate=0.02, steps=8, batch_size=6)
+
+
+@pytest.fixture(scope="module")
+def fit(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "images"
+    examples = write_dataset(folder, calibration=2)
+    return fit_lora(tiny.tiny_vlm(), folder, examples, (0, 2), SETTINGS, lambda done: None)
+
+
+@pytest.fixture
+def adapter(fit, tmp_path):
+    write_adapter(fit.config, fit.weights, "some/model", tmp_path)
+    return tmp_path
+
+
+def test_plain_peft_on_a_plain_model_gives_the_trained_logits(fit, adapter):
+    plain = PeftModel.from_pretrained(tiny.new_tiny_vlm().base, adapter)
+    with torch.no_grad():
+        found = answer_logits(replace(tiny.tiny_vlm(), model=plain.eval()), fit.probe)
+        merged = answer_logits(replace(tiny.tiny_vlm(), model=plain.merge_and_unload()), fit.probe)
+    assert torch.equal(found, fit.logits)
+    assert torch.allclose(merged, fit.logits, atol=1e-4)
+
+
+def test_the_proof_holds_and_leaves_the_model_as_it_was(fit, adapter):
+    vlm = tiny.new_tiny_vlm()
+    before = weights_digest(vlm.base)
+    proof = prove_adapter(vlm, adapter, fit.probe, fit.logits)
+    assert proof.loaded == 0.0 and 0.0 < proof.merged < 1e-5
+    assert weights_digest(vlm.base) == before and all(parameter.requires_grad for parameter in vlm.base.parameters())
+
+
+def test_the_proof_holds_on_a_bfloat16_base(tmp_path):
+    vlm = tiny.new_tiny_vlm()
+    vlm.base.bfloat16()
+    examples = write_dataset(tmp_path / "images", calibration=2)
+    fit = fit_lora(vlm, tmp_path / "images", examples, (1,), SETTINGS, lambda done: None)
+    (tmp_path / "adapter").mkdir()
+    write_adapter(fit.config, fit.weights, "tiny", tmp_path / "adapter")
+    assert prove_adapter(vlm, tmp_path / "adapter", fit.probe, fit.logits).loaded == 0.0
+    assert vlm.dtype == torch.bfloat16
+
+
+def test_the_proof_finds_one_changed_weight(fit, adapter):
+    weights = load_file(adapter / WEIGHTS)
+    name = next(name for name in sorted(weights) if "v_proj.lora_B" in name)
+    weights[name][0, 0] += 0.5
+    save_file(weights, adapter / WEIGHTS)
+    with pytest.raises(ValueError, match="loaded, the adapter's logits are off"):
+        prove_adapter(tiny.tiny_vlm(), adapter, fit.probe, fit.logits)
+
+
+def test_our_loader_reads_it_too(fit, adapter, tmp_path_factory):
+    model = tiny.save(tiny.tiny_vlm(), tmp_path_factory.mktemp("model"))
+    vlm = load_vlm(model, adapter=adapter, dtype="float32")
+    with torch.no_grad():
+        assert torch.equal(answer_logits(vlm, fit.probe), fit.logits)
+
+
+def test_an_adapter_is_taken_off_even_after_an_error(adapter):
+    vlm = tiny.new_tiny_vlm()
+    with pytest.raises(RuntimeError, match="on purpose"), with_adapter(vlm, adapter) as adapted:
+        assert isinstance(adapted.model, PeftModel)
+        raise RuntimeError("on purpose")
+    assert not any("lora" in name for name, _ in vlm.base.named_modules())
+
+
+def test_the_folder_names_the_model_and_no_path_of_this_machine(fit, adapter):
+    config = json.loads((adapter / CONFIG).read_text())
+    assert config["base_model_name_or_path"] == "some/model" and config["inference_mode"] is True
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 8)
+    assert sorted(file.name for file in adapter.iterdir()) == [CONFIG, WEIGHTS]
+
+
+def test_the_digest_is_the_adapters_alone(fit, adapter, tmp_path_factory):
+    before = adapter_digest(adapter)
+    (adapter / "README.md").write_text("anything")
+    assert adapter_digest(adapter) == before
+    other = tmp_path_factory.mktemp("other")
+    write_adapter(replace(fit.config, lora_alpha=9), fit.weights, "some/model", other)
+    assert adapter_digest(other) != before
+    assert parameter_count(other) == parameter_count(adapter) == fit.num_parameters

@@ -1,0 +1,78 @@
+"""The before/after table says what the answers say."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from headwise.evaluation.compare import compare
+from headwise.evaluation.settings import Evaluation
+from headwise.report.results import change, judge, read_results, sort_arms
+from tests.report.html_page import read_page
+
+
+def answers(workspace: Path, arm: str, split: str) -> pl.DataFrame:
+    return pl.read_parquet(workspace / "data/evaluations" / arm / "answers.parquet").filter(pl.col("split") == split)
+
+
+def perplexity(frame: pl.DataFrame) -> float:
+    captions = frame.filter(pl.col("task") == "caption")
+    return math.exp(captions["nats"].sum() / captions["tokens"].sum())
+
+
+def accuracy(frame: pl.DataFrame, task: str | None = None) -> float:
+    closed = frame.filter(pl.col("task") == task if task else pl.col("task") != "caption")
+    return sum(closed["right"].to_list()) / len(closed)
+
+
+@pytest.mark.parametrize("split", ["evaluation", "forgetting"])
+def test_the_numbers_are_those_of_the_answers(workspace: Path, page: Path, split: str) -> None:
+    rows = read_page(page.read_text(encoding="utf-8")).rows
+    base = answers(workspace, "base", split)
+    for arm in ("top", "bottom"):
+        after = answers(workspace, arm, split)
+        ratio = 100 * (perplexity(after) / perplexity(base) - 1)
+        expected = [arm, f"{perplexity(base):.2f}", f"{perplexity(after):.2f}", f"{ratio:+.1f} %".replace("-", "−")]
+        assert expected in [row[:4] for row in rows]
+        for task in (None, "colour", "count", "exists"):
+            before, then = accuracy(base, task), accuracy(after, task)
+            points = f"{100 * (then - before):+.1f} pts".replace("-", "−").replace("+0.0", "0.0")
+            assert [arm, f"{100 * before:.1f} %", f"{100 * then:.1f} %", points] in [row[:4] for row in rows]
+
+
+def test_the_intervals_are_those_of_the_comparison_that_decided(workspace: Path) -> None:
+    settings = Evaluation(bootstrap=1000, sign_flips=1000)
+    frames = [pl.read_parquet(workspace / "data/evaluations" / arm / "answers.parquet") for arm in ("base", "top")]
+    expected = {(c.split, c.metric, c.task): f"{change(c, c.low)} to {change(c, c.high)}" for c in compare(*frames, settings)}
+    found = [
+        row.interval for split in read_results(workspace / "data/evaluations") for m in split.measures for row in m.rows if row.arm == "top"
+    ]
+    assert sorted(found) == sorted(expected.values())
+
+
+def test_every_measure_has_every_arm_and_headlines_come_first(workspace: Path) -> None:
+    for split in read_results(workspace / "data/evaluations"):
+        names = [measure.name for measure in split.measures]
+        assert names == ["Caption perplexity", "Accuracy, all questions", "Accuracy, colour", "Accuracy, count", "Accuracy, exists"]
+        assert all([row.arm for row in measure.rows] == ["top", "bottom"] for measure in split.measures)
+
+
+def test_bars_stay_on_their_scale_and_on_the_side_of_the_effect(workspace: Path) -> None:
+    for split in read_results(workspace / "data/evaluations"):
+        for row in (row for measure in split.measures for row in measure.rows):
+            assert 2 <= row.low <= row.point <= row.high <= 98
+            assert (row.low > row.zero) == (row.interval.startswith("+"))
+
+
+def test_no_gain_on_the_forgetting_probe_is_no_loss(workspace: Path) -> None:
+    frame = pl.read_parquet(workspace / "data/evaluations/base/answers.parquet")
+    same = compare(frame, frame, Evaluation(bootstrap=200, sign_flips=200))
+    assert {(c.split, judge(c)) for c in same} == {("evaluation", ("no gain", "unclear")), ("forgetting", ("no loss shown", "unclear"))}
+    worse = [replace(c, low=-0.3, high=-0.1) for c in same if c.metric == "accuracy"]
+    assert {judge(c) for c in worse} == {("loss", "loss")}
+
+
+def test_arms_are_in_the_order_of_the_question() -> None:
+    assert sort_arms(["all", "zeta", "random", "bottom", "alpha", "top"]) == ["top", "bottom", "random", "all", "alpha", "zeta"]

@@ -1,0 +1,110 @@
+"""Composed photographs from folders of cut-outs and backgrounds made here."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from headwise.compositions import SIZE
+from headwise.cutouts import BACKGROUND_SHARES, Photographs, compose_photograph, read_photographs
+
+NAMES = [f"{colour} {thing}" for colour in ("red", "blue", "green", "pink") for thing in ("apple", "boat", "cat", "drum", "egg", "fork")]
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
+    root = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(NAMES):
+        pixels = np.zeros((60, 40 + number, 4), dtype=np.uint8)
+        pixels[10:50, 5:-5] = (*rng.integers(0, 256, 3), 255)
+        path = root / "cutouts" / "kitchen" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        path.with_suffix(".txt").write_text(f"A {name}.\nfr.utf8=autre chose\n")
+    for number in range(10):
+        path = root / "backgrounds" / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(path)
+    return read_photographs(root / "cutouts", root / "backgrounds")
+
+
+def test_names_come_from_the_caption_without_its_article(photographs: Photographs) -> None:
+    assert {cutout.name for cutout in photographs.cutouts} == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("caption", "name"),
+    [
+        ("A dumper. It carries its load in the front.", "dumper"),
+        ("An “odd” thing", None),
+        ("Eat your broccoli!", None),
+        ("A ripe, red tomato!", None),
+        ("The very long name of something", None),
+        ("Balsam.", "balsam"),
+    ],
+)
+def test_sentences_are_no_names(tmp_path: Path, caption: str, name: str | None) -> None:
+    from headwise.cutouts import _name
+
+    (tmp_path / "x.txt").write_text(caption)
+    assert _name(tmp_path / "x.png") == name
+
+
+def test_a_file_name_names_where_no_text_does(tmp_path: Path) -> None:
+    from headwise.cutouts import _name
+
+    assert _name(tmp_path / "garden_spade.png") == "garden spade"
+
+
+def test_splits_share_no_background_and_drift_no_name(photographs: Photographs) -> None:
+    shared_out = [photographs.split_backgrounds(split) for split in BACKGROUND_SHARES]
+    assert all(shared_out)
+    assert sorted(path for part in shared_out for path in part) == sorted(photographs.backgrounds)
+    known, unknown = photographs.names(drift=False), photographs.names(drift=True)
+    assert not set(known) & set(unknown)
+    assert sorted(known + unknown) == sorted(NAMES)
+
+
+def test_answers_hold_in_the_masks_and_the_seed_decides(photographs: Photographs) -> None:
+    for seed in range(40):
+        found = compose_photograph(photographs, "pretrain", np.random.default_rng(seed))
+        again = compose_photograph(photographs, "pretrain", np.random.default_rng(seed))
+        assert found.image.tobytes() == again.image.tobytes()
+        columns = {thing.phrase: np.nonzero(thing.mask)[1].mean() for thing in found.things}
+        for question in found.questions:
+            if question.task in ("left", "right"):
+                pick = min if question.task == "left" else max
+                assert pick(columns, key=lambda phrase: columns[phrase]) == question.answer
+            elif question.task == "exists":
+                asked = question.question.rstrip("?").split(maxsplit=3)[3]
+                assert (asked in columns) is (question.answer == "yes")
+
+
+def test_the_mask_is_where_the_image_changed(photographs: Photographs) -> None:
+    found = compose_photograph(photographs, "evaluation", np.random.default_rng(5))
+    pixels = np.asarray(found.image).astype(int)
+    for thing in found.things:
+        assert thing.mask.shape == (SIZE, SIZE)
+        inside = pixels[thing.mask]
+        assert np.abs(inside - np.median(inside, axis=0)).mean() < 4, "the cut-outs are of one colour, the ground is noise"
+
+
+def test_pretraining_never_shows_a_drift_name(photographs: Photographs) -> None:
+    drift = set(photographs.names(drift=True))
+    shown = {
+        thing.phrase for seed in range(150) for thing in compose_photograph(photographs, "pretrain", np.random.default_rng(seed)).things
+    }
+    assert not shown & drift
+    drifted = {
+        thing.phrase
+        for seed in range(150)
+        for thing in compose_photograph(photographs, "calibration", np.random.default_rng(seed), drift=True).things
+    }
+    assert drift <= drifted
+
+
+def test_too_few_files_name_the_packages(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"0 named cut-outs .* apt-get install tuxpaint-stamps-default"):
+        read_photographs(tmp_path, tmp_path)

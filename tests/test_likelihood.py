@@ -1,0 +1,58 @@
+"""Nats against a slow loop over positions, and their independence of batching and padding."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from headwise.likelihood import answer_logits, answer_nats, answer_targets
+from headwise.vlm import VLM, Batch, encode
+from tests import tiny
+
+QUESTIONS = ["What colour is it?", "How many squares are in the picture?", "Describe the image."]
+ANSWERS = ["red", "three", "A blue triangle above a green star."]
+
+
+def batch(vlm: VLM, indices=range(3), padding_side="right") -> Batch:
+    images = [tiny.image(i) if vlm.visual_id is not None else None for i in indices]
+    return encode(vlm, images, [QUESTIONS[i] for i in indices], [ANSWERS[i] for i in indices], padding_side)
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_the_targets_are_the_answer_and_the_end_of_turn(padding_side):
+    encoded = batch(tiny.tiny_vlm(), padding_side=padding_side)
+    found = answer_targets(encoded)
+    for row, answer in enumerate(ANSWERS):
+        ids = tiny.tokenizer()(answer, add_special_tokens=False)["input_ids"]
+        assert encoded.inputs["input_ids"][row][found[row]].tolist() == [*ids, tiny.tokenizer().eos_token_id]
+
+
+@pytest.mark.parametrize("vlm", [tiny.tiny_vlm(), tiny.tiny_lm()], ids=["image and text", "text"])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_nats_by_a_loop_over_single_examples(vlm, padding_side):
+    with torch.no_grad():
+        nats, tokens = answer_nats(vlm, batch(vlm, padding_side=padding_side))
+        for index in range(3):
+            alone = batch(vlm, [index])
+            logits = vlm.model(**alone.inputs).logits[0].double()
+            ids = alone.inputs["input_ids"][0]
+            start = len(ids) - len(tiny.tokenizer()(ANSWERS[index], add_special_tokens=False)["input_ids"]) - 1
+            slow = -sum(torch.log_softmax(logits[t - 1], 0)[ids[t]].item() for t in range(start, len(ids)))
+            assert nats[index].item() == pytest.approx(slow, abs=1e-4)
+            assert tokens[index].item() == len(ids) - start
+
+
+def test_nats_have_gradients_and_the_logits_are_the_targets_only():
+    vlm = tiny.new_tiny_vlm()
+    encoded = batch(vlm)
+    nats, tokens = answer_nats(vlm, encoded)
+    nats.sum().backward()
+    assert vlm.decoder.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
+    assert answer_logits(vlm, encoded).shape == (tokens.sum().item(), len(tiny.tokenizer()))
+
+
+def test_nats_in_bfloat16_are_near_those_in_fp32():
+    vlm = tiny.new_tiny_vlm()
+    low = replace(vlm, model=tiny.new_tiny_vlm().model.bfloat16())
+    with torch.no_grad():
+        assert torch.allclose(answer_nats(low, batch(low))[0], answer_nats(vlm, batch(vlm))[0], rtol=0.05)
