@@ -6,6 +6,7 @@ Torch, Prefect and MLflow are imported by the commands that need them, so that h
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -51,10 +52,10 @@ def run(
     - `headwise run --set selection.k=6 --set calibration.steps=200`
     """
     with _plain_errors():
-        ready = _servers()
         from flows.arguments import flow_arguments, read_arguments, run_name
 
         parameters, promotion = read_arguments(data, model, arms, settings)
+        ready = _servers()
         from flows.nightly import Result, nightly
         from flows.terminal import without_tracebacks
 
@@ -81,11 +82,11 @@ def controls(
     - `headwise controls --data scenes --seeds 1`
     """
     with _plain_errors():
-        ready = _servers()
         from flows.arguments import read_arguments, read_kinds
 
         kinds = read_kinds(data)
         parameters, _ = read_arguments(kinds[0], model, arms, settings)
+        ready = _servers()
         from flows.controls import controls as controls_flow
         from flows.terminal import without_tracebacks
 
@@ -191,18 +192,27 @@ def _plain_errors() -> Iterator[None]:
     """A mistake or a failed step is one line on stderr: exit code 2 for bad input, 1 for a step that failed, 143 when asked to stop."""
     from flows.graph import Busy, StageFailed
 
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        yield
+        with stoppable():
+            yield
     except (StageFailed, Busy) as error:
         _fail(error, FAILED)
     except (ValueError, OSError) as error:
         _fail(error, BAD_INPUT)
 
 
-def _terminate(_number: int, _frame: object) -> NoReturn:
-    """Unwind, so that every process group ends and the MLflow run is closed."""
-    raise SystemExit(TERMINATED)
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM unwinds the block with exit code 143, so that every process group ends and the MLflow run is closed."""
+
+    def stop(_number: int, _frame: object) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(error: Exception, code: int) -> NoReturn:
@@ -218,7 +228,9 @@ def _servers() -> Callable[[], None]:
 
     checkout()
     check_reachable(tracking_uri(), "MLFLOW_TRACKING_URI")
-    return start_prefect_api()
+    ready = start_prefect_api()
+    import_module("mlflow")  # takes as long as the server does
+    return ready
 
 
 def _show_result(result: "Result") -> None:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 
 from flows.environment import state
 from flows.graph import StageFailed
-from flows.nightly import BASE, calibrate, read_answers, score_heads, started
+from flows.nightly import BASE, arm_stages, read_answers, shared_stages, started
 from flows.parameters import COMPOSED, DEFAULTS, Composed, Kinds, Parameters, distinct
 from flows.pipeline import Pipeline
 from headwise.evaluation.compare import Comparison, compare
@@ -77,7 +77,7 @@ def run_cell(kind: Composed, seed: int, settings: Parameters) -> dict[str, pl.Da
     )
     with started(f"controls-{kind}-{seed}", parameters) as pipeline:
         try:
-            score_heads(pipeline, parameters)
+            pipeline.run(shared_stages(parameters))
         except StageFailed as error:
             return dict.fromkeys((BASE, *parameters.arms), str(error))
         base = read_answers(pipeline.workspace.folder, BASE)
@@ -86,7 +86,7 @@ def run_cell(kind: Composed, seed: int, settings: Parameters) -> dict[str, pl.Da
 
 def _answers_or_reason(pipeline: Pipeline, arm: str) -> pl.DataFrame | str:
     try:
-        calibrate(pipeline, arm)
+        pipeline.run(arm_stages(arm))
     except StageFailed as error:
         get_run_logger().error("%s: %s", pipeline.workspace.name, error)
         return str(error)

@@ -3,11 +3,12 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -146,6 +147,13 @@ def read_lock(folder: Path) -> dict[str, Locked]:
     path = folder / LOCK
     content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {name: _locked(entry) for name, entry in content.get("stages", {}).items()}
+
+
+def remove_leftovers(folder: Path, planned: Collection[str]) -> None:
+    """Delete the outputs of stages that ran here under other parameters and are not planned now; DVC's cache keeps them."""
+    leftover = {path for name, locked in read_lock(folder).items() if name not in planned for path in locked.outs}
+    for path in leftover:
+        shutil.rmtree(folder / path, ignore_errors=True)
 
 
 def _locked(entry: Mapping[str, object]) -> Locked:

@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def write_lineage(workspace: Workspace, run_ids: Mapping[str, str], outcomes: Ma
         "uncommitted": list(workspace.uncommitted),
         "dvc_lock_sha256": sha256_file(folder / LOCK),
         "params_sha256": sha256_file(folder / PARAMS),
-        "stages": {name: {"cmd": s.cmd, "deps": s.deps, "outs": s.outs, "params": s.params} for name, s in read_lock(folder).items()},
+        "stages": {name: asdict(locked) for name, locked in read_lock(folder).items() if name in outcomes},
         "outcomes": dict(outcomes),
         "adapters": {path.name: adapter_sha256(path) for path in sorted((folder / "data" / "adapters").glob("[!.]*"))},
         "ids": dict(run_ids),

@@ -10,6 +10,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.artifacts import publish_heat_map, publish_verdict
+from flows.graph import remove_leftovers
 from flows.lineage import LINEAGE, write_lineage
 from flows.parameters import DEFAULTS, Arms, Parameters
 from flows.pipeline import Pipeline
@@ -80,36 +81,34 @@ def nightly(
         arms=arms,
     )
     with started(name, parameters) as pipeline:
-        score_heads(pipeline, parameters)
+        pipeline.run(shared_stages(parameters))
         for arm in arms:
-            calibrate(pipeline, arm)
+            pipeline.run(arm_stages(arm))
         return conclude(pipeline, parameters, promotion)
 
 
 @contextmanager
 def started(name: str, parameters: Parameters) -> Iterator[Pipeline]:
-    """The run's clone and its MLflow run, open together."""
+    """The run's clone and its MLflow run, open together; outputs of arms that this run does not have are put away."""
     params, client = parameters.as_params(), open_client()
-    total = 4 + len(parameters.shards) + 3 * len(parameters.arms)
-    with open_workspace(name, params) as workspace, recorded(client, name, _tags(workspace)) as record, stage_bar(total) as show:
+    planned = [*shared_stages(parameters), *(stage for arm in parameters.arms for stage in arm_stages(arm))]
+    with (
+        open_workspace(name, params) as workspace,
+        recorded(client, name, _tags(workspace)) as record,
+        stage_bar(len(planned)) as show,
+    ):
+        remove_leftovers(workspace.folder, planned)
         yield Pipeline(workspace, record, show)
 
 
-def score_heads(pipeline: Pipeline, parameters: Parameters) -> None:
+def shared_stages(parameters: Parameters) -> list[str]:
     """Images, masks, the attention on them in shards, the scores, and the answers of the model as it is."""
-    pipeline.run("images")
-    pipeline.run("masks")
-    for shard in parameters.shards:
-        pipeline.run(f"attention@{shard}")
-    pipeline.run("scores")
-    pipeline.run("baseline")
+    return ["images", "masks", *(f"attention@{shard}" for shard in parameters.shards), "scores", "baseline"]
 
 
-def calibrate(pipeline: Pipeline, arm: str) -> None:
+def arm_stages(arm: str) -> list[str]:
     """Select the arm's layers, train a LoRA on them, evaluate the calibrated model."""
-    pipeline.run(f"selection@{arm}")
-    pipeline.run(f"calibration@{arm}")
-    pipeline.run(f"evaluation@{arm}")
+    return [f"selection@{arm}", f"calibration@{arm}", f"evaluation@{arm}"]
 
 
 def read_answers(folder: Path, arm: str) -> pl.DataFrame:

@@ -1,7 +1,6 @@
 """The stages of one clone, run one after the other, each recorded in MLflow and shown in Prefect."""
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 from prefect import get_run_logger
 
@@ -38,22 +37,19 @@ class Pipeline:
         """Whether any stage was computed or restored."""
         return any(outcome != "up to date" for outcome in self.outcomes.values())
 
-    def run(self, name: str) -> None:
-        """Bring a stage up to date, then log its parameters, metrics and digests."""
-        self._show(name)
-        clean = self._untouched and self._stale is not None and name not in self._stale
-        self._untouched = clean  # what `dvc status` said holds only until the first stage changes something
-        run = run_stage(name, self.workspace.folder, up_to_date=clean)
-        self.outcomes[name] = run.outcome
-        self._publish(run)
-
-    def outputs(self, name: str) -> list[Path]:
-        """The folders that a stage wrote."""
-        return [self.workspace.folder / path for path in read_lock(self.workspace.folder)[name].outs]
+    def run(self, names: Iterable[str]) -> None:
+        """Bring stages up to date, one after the other, and log the parameters, metrics and digests of each."""
+        for name in names:
+            self._show(name)
+            clean = self._untouched and self._stale is not None and name not in self._stale
+            self._untouched = clean  # what `dvc status` said holds only until the first stage changes something
+            run = run_stage(name, self.workspace.folder, up_to_date=clean)
+            self.outcomes[name] = run.outcome
+            self._publish(run)
 
     def _publish(self, run: StageRun) -> None:
-        outputs = self.outputs(run.name)
+        locked = read_lock(self.workspace.folder)[run.name]
+        outputs = [self.workspace.folder / path for path in locked.outs]
         tags = {"git.commit": self.workspace.commit, "outcome": run.outcome, "workspace": self.workspace.name}
-        metrics = {**stage_metrics(outputs), "seconds": run.seconds}
-        self.record.stage(run.name, read_lock(self.workspace.folder)[run.name], metrics, tags)
+        self.record.stage(run.name, locked, {**stage_metrics(outputs), "seconds": run.seconds}, tags)
         publish_table(run.name, stage_table(run.name, outputs))

@@ -42,6 +42,9 @@ OBJECTS = pa.schema(
 BAD = pa.schema([("example_id", pa.string()), ("reason", pa.string())])
 """bad.parquet: the examples that a step left out, and why."""
 
+CAPTION = "caption"
+"""The task of an open description; every other task is a closed question."""
+
 SPLITS = ("pretrain", "calibration", "evaluation", "forgetting")
 INDEX, OBJECTS_FILE = "index.parquet", "objects.parquet"
 

@@ -37,9 +37,17 @@ def answer_logits(vlm: VLM, batch: Batch) -> Float[Tensor, "target vocabulary"]:
     return logits[targets[:, rows]]
 
 
-def answer_nats(vlm: VLM, batch: Batch) -> tuple[Float[Tensor, "batch"], Int[Tensor, "batch"]]:
-    """Per example: `-sum log p(token | everything before it)` over its targets, in fp32, and their number. Gradients flow."""
+def read_answers(vlm: VLM, batch: Batch) -> tuple[Float[Tensor, "batch"], Int[Tensor, "batch"], Bool[Tensor, "batch"]]:
+    """Per example: `-sum log p(token | everything before it)` over its targets, in fp32, their number, and whether each is the likeliest.
+
+    Where each is, greedy decoding gives this very answer. Gradients flow through the nats.
+    """
     targets = answer_targets(batch)
-    nats = cross_entropy(answer_logits(vlm, batch).float(), batch.inputs["input_ids"][targets], reduction="none")
+    logits, labels = answer_logits(vlm, batch).float(), batch.inputs["input_ids"][targets]
+    nats, missed = cross_entropy(logits, labels, reduction="none"), (logits.argmax(-1) != labels).int()
     example = targets.nonzero()[:, 0]
-    return torch.zeros(len(targets), device=nats.device).index_add(0, example, nats), targets.sum(dim=1)
+
+    def per_example(values: Tensor) -> Tensor:
+        return torch.zeros(len(targets), dtype=values.dtype, device=values.device).index_add(0, example, values)
+
+    return per_example(nats), targets.sum(dim=1), per_example(missed) == 0

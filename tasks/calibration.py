@@ -9,7 +9,7 @@ from typing import get_args
 from rich.progress import Progress
 
 from headwise.calibration.adapter import adapter_digest, parameter_count, prove_adapter, write_adapter
-from headwise.calibration.lora import LOSSES, LoraFit, fit_lora
+from headwise.calibration.lora import LOSSES, LoraFit, fit_lora, training_examples
 from headwise.calibration.settings import Lora
 from headwise.examples import INDEX, read_examples, write_bad
 from headwise.files import new_folder, write_json, write_manifest, write_table
@@ -34,7 +34,7 @@ def calibrate(images: Path, selection: Path, output: Path, observed: Observation
         raise ValueError(f"{selection}: chosen among {chosen.num_layers} layers, {observed.model} has {vlm.num_layers}")
     with Progress() as progress:
         bar = progress.add_task(f"calibration, arm {chosen.arm}", total=settings.steps)
-        examples = read_examples(images, SPLIT)
+        examples = training_examples(read_examples(images, SPLIT), settings)
         fit = fit_lora(vlm, images, examples, chosen.layers, settings, lambda done: progress.advance(bar, done))
     with new_folder(output) as folder:
         write_adapter(fit.config, fit.weights, observed.model, folder)

@@ -40,12 +40,14 @@ def attention_table(maps: Mapping[str, np.ndarray], grids: Mapping[str, tuple[in
     return pa.table({name: pa.array(columns[name], type=ATTENTION.field(name).type) for name in ATTENTION.names}, schema=ATTENTION)
 
 
-def write_part(path: Path, maps: Mapping[str, np.ndarray], grid: tuple[int, int] | Mapping[str, tuple[int, int]], **kwargs: object) -> Path:
-    """One shard's part.parquet, its scalars drawn from the ids; `kwargs` go to the Parquet writer."""
+def write_part(
+    path: Path, maps: Mapping[str, np.ndarray], grid: tuple[int, int] | Mapping[str, tuple[int, int]], row_group_size: int | None = None
+) -> Path:
+    """One shard's part.parquet, its scalars drawn from the ids; one grid for all examples, or one for each."""
     grids = grid if isinstance(grid, Mapping) else dict.fromkeys(maps, grid)
     path.parent.mkdir(parents=True, exist_ok=True)
     scalars = {example_id: draw_scalars(example_id, maps[example_id].shape[:2]) for example_id in maps}
-    pq.write_table(attention_table(maps, grids, scalars), path, **kwargs)
+    pq.write_table(attention_table(maps, grids, scalars), path, row_group_size=row_group_size)
     return path
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from headwise.likelihood import answer_logits, answer_nats, answer_targets
-from headwise.vlm import VLM, Batch, encode
+from headwise.likelihood import answer_logits, answer_targets, read_answers
+from headwise.vlm import VLM, Batch, encode, generate
 from tests import tiny
 
 QUESTIONS = ["What colour is it?", "How many squares are in the picture?", "Describe the image."]
@@ -31,7 +31,7 @@ def test_the_targets_are_the_answer_and_the_end_of_turn(padding_side):
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_nats_by_a_loop_over_single_examples(vlm, padding_side):
     with torch.no_grad():
-        nats, tokens = answer_nats(vlm, batch(vlm, padding_side=padding_side))
+        nats, tokens, _ = read_answers(vlm, batch(vlm, padding_side=padding_side))
         for index in range(3):
             alone = batch(vlm, [index])
             logits = vlm.model(**alone.inputs).logits[0].double()
@@ -45,7 +45,7 @@ def test_nats_by_a_loop_over_single_examples(vlm, padding_side):
 def test_nats_have_gradients_and_the_logits_are_the_targets_only():
     vlm = tiny.new_tiny_vlm()
     encoded = batch(vlm)
-    nats, tokens = answer_nats(vlm, encoded)
+    nats, tokens, _ = read_answers(vlm, encoded)
     nats.sum().backward()
     assert vlm.decoder.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
     assert answer_logits(vlm, encoded).shape == (tokens.sum().item(), len(tiny.tokenizer()))
@@ -55,4 +55,19 @@ def test_nats_in_bfloat16_are_near_those_in_fp32():
     vlm = tiny.new_tiny_vlm()
     low = replace(vlm, model=tiny.new_tiny_vlm().model.bfloat16())
     with torch.no_grad():
-        assert torch.allclose(answer_nats(low, batch(low))[0], answer_nats(vlm, batch(vlm))[0], rtol=0.05)
+        assert torch.allclose(read_answers(low, batch(low))[0], read_answers(vlm, batch(vlm))[0], rtol=0.05)
+
+
+def test_a_reference_whose_tokens_are_all_likeliest_is_what_greedy_decoding_gives():
+    vlm, image, question = tiny.new_tiny_vlm(), tiny.image(0), "What colour is the large circle?"
+    with torch.no_grad():
+        assert not read_answers(vlm, encode(vlm, [image], [question], ["red"]))[2].any()
+    optimizer = torch.optim.Adam(vlm.decoder.parameters(), lr=3e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        read_answers(vlm, encode(vlm, [image], [question], ["red"]))[0].sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        likeliest = read_answers(vlm, encode(vlm, [image] * 2, [question] * 2, ["red", "red star"]))[2]
+    assert likeliest.tolist() == [True, False]
+    assert generate(vlm, [image], [question], 6) == ["red"]

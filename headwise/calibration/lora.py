@@ -22,8 +22,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from headwise.calibration.adapter import restored_flags, weights_digest
 from headwise.calibration.settings import Lora
-from headwise.examples import BadExample, Example, check_bad_share
-from headwise.likelihood import answer_logits, answer_nats, open_referenced
+from headwise.examples import CAPTION, BadExample, Example, check_bad_share
+from headwise.likelihood import answer_logits, open_referenced, read_answers
 from headwise.vlm import VLM, Batch, encode
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -69,6 +69,14 @@ def target_modules(vlm: VLM, layers: Sequence[int]) -> dict[str, nn.Linear]:
     if len(linear) != len(PROJECTIONS) * len(layers):
         raise ValueError(f"{pattern.pattern}: {len(linear)} linear maps match, expected {len(PROJECTIONS)} in each of {len(layers)} layers")
     return linear
+
+
+def training_examples(examples: Sequence[Example], settings: Lora) -> list[Example]:
+    """The examples that the settings choose. Raises ValueError if they choose none."""
+    chosen = [example for example in examples if settings.examples == "all" or example.task == CAPTION]
+    if not chosen:
+        raise ValueError(f"no caption among {len(examples)} examples of the calibration split; calibration.examples = all takes the others")
+    return chosen
 
 
 def lora_parameters(rank: int, modules: Mapping[str, nn.Linear]) -> int:
@@ -176,7 +184,7 @@ def _train(
     schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings))
     rows = []
     for step in range(settings.steps):
-        nats, tokens = answer_nats(vlm, _encode(vlm, islice(data, settings.batch_size)))
+        nats, tokens, _ = read_answers(vlm, _encode(vlm, islice(data, settings.batch_size)))
         loss = nats.sum() / tokens.sum()
         if not bool(loss.isfinite()):
             raise ValueError(f"step {step}: the loss is {loss.item()}; a lower learning_rate than {settings.learning_rate:g} may help")

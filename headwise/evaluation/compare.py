@@ -11,7 +11,7 @@ import polars as pl
 from headwise.evaluation.paired import PairedSums, bootstrap_interval, cluster_sums, detectable_effect, holm, mcnemar, sign_flip
 from headwise.evaluation.perplexity import corpus_perplexity
 from headwise.evaluation.settings import Evaluation
-from headwise.evaluation.table import CAPTION
+from headwise.examples import CAPTION
 
 Metric = Literal["accuracy", "perplexity"]
 NEUTRAL: dict[Metric, float] = {"accuracy": 0.0, "perplexity": 1.0}

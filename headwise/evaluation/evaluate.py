@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from headwise.evaluation.settings import Evaluation
-from headwise.evaluation.table import ANSWERS, CAPTION
+from headwise.evaluation.table import ANSWERS
 from headwise.evaluation.vqa import normalise, soft_accuracy
-from headwise.examples import BadExample, Example
-from headwise.likelihood import answer_nats, open_referenced
+from headwise.examples import CAPTION, BadExample, Example
+from headwise.likelihood import open_referenced, read_answers
 from headwise.vlm import VLM, encode, generate
 
 Row = dict[str, object]
@@ -23,9 +23,10 @@ def evaluate(
 ) -> tuple[pl.DataFrame, dict[str, str]]:
     """The ANSWERS table, sorted by example, and the reason of each bad example.
 
-    Every first reference answer is read for its nats (its tokens and the end of turn); closed questions are answered too, greedily. An
-    answer is valid if it is, normalised, a reference of any question of its task here. Batches hold questions of like length, so that
-    two models see the same batches. `progress` hears how many examples each batch finished.
+    Every first reference answer is read for its nats (its tokens and the end of turn). Closed questions are answered too, greedily: where
+    each token read was the likeliest, the reference is that answer, and only the others are generated. An answer is valid if it is,
+    normalised, a reference of any question of its task here. Batches hold questions of like length, so that two models see the same
+    batches. `progress` hears how many examples each batch finished.
     """
     known, bad = known_answers(examples), dict[str, str]()
     rows: list[Row] = []
@@ -84,11 +85,14 @@ def _rows(vlm: VLM, batch: list[tuple[Example, Image.Image | None]], known: Mapp
     examples, images = [example for example, _ in batch], [image for _, image in batch]
     questions = [example.question for example in examples]
     with torch.no_grad():
-        nats, tokens = answer_nats(vlm, encode(vlm, images, questions, [example.answers[0] for example in examples]))
+        nats, tokens, likeliest = read_answers(vlm, encode(vlm, images, questions, [example.answers[0] for example in examples]))
     if not bool(nats.isfinite().all()):
         raise BadExample(f"the model gives the reference answer {nats.max().item()} nats")
     closed = examples[0].task != CAPTION
-    answers = generate(vlm, images, questions, max_new_tokens) if closed else [""] * len(batch)
+    answers = [example.answers[0].strip() if closed else "" for example in examples]
+    if closed and (unsure := [i for i, sure in enumerate((likeliest & (tokens <= max_new_tokens)).tolist()) if not sure]):
+        generated = generate(vlm, [images[i] for i in unsure], [questions[i] for i in unsure], max_new_tokens)
+        answers = [dict(zip(unsure, generated, strict=True)).get(i, answer) for i, answer in enumerate(answers)]
     return [
         {
             "example_id": example.id,

@@ -4,6 +4,7 @@ import polars as pl
 import pyarrow as pa
 
 from headwise.evaluation.perplexity import corpus_perplexity
+from headwise.examples import CAPTION
 
 ANSWERS_FILE, METRICS_FILE = "answers.parquet", "metrics.json"
 
@@ -23,9 +24,6 @@ ANSWERS = pa.schema(
 """One row per example. `image` is the cluster (the example's own id where there is no image); `right` is the soft accuracy, null for
 captions, which are read and not generated (empty `answer`); `nats` is the negative log-likelihood of the first reference over `tokens`
 tokens, its end of turn included."""
-
-CAPTION = "caption"
-"""The task whose answers are sentences: judged by their perplexity, never by a match."""
 
 
 def metrics(answers: pl.DataFrame) -> dict[str, dict[str, object]]:

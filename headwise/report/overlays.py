@@ -32,8 +32,8 @@ def mean_map(attention: pl.DataFrame, heads: Sequence[Head]) -> Float[np.ndarray
     `attention` holds the rows of one example. Raises ValueError if a head has no row, or a map is not of the grid's size.
     """
     wanted = pl.DataFrame(heads, schema={"layer": pl.Int16, "head": pl.Int16}, orient="row")
-    rows = attention.join(wanted, on=["layer", "head"], how="semi").sort("layer", "head")
-    example_id, height, width = attention.select("example_id", "grid_height", "grid_width").row(0)
+    rows = attention.join(wanted, on=["layer", "head"], how="semi", maintain_order="left")
+    example_id, height, width = (attention[name][0] for name in ("example_id", "grid_height", "grid_width"))
     lengths = set(rows["map"].list.len())
     if len(rows) != len(heads) or lengths != {height * width}:
         found = f"{len(rows)} maps of {sorted(lengths)} cells"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, UInt64
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
@@ -67,8 +67,19 @@ def binarise(maps: Float[np.ndarray, "map visual"], cuts: Sequence[Cut]) -> Bool
 
 
 def iou(binary: Bool[np.ndarray, "*map visual"], masks: Bool[np.ndarray, "mask visual"]) -> Float32[np.ndarray, "*map mask"]:
-    """Intersection over union in [0, 1] of each binarised map with each token mask; 0 where both are empty."""
-    meant = np.vstack([masks, np.ones_like(masks[:1])]).astype(np.float32)  # with all tokens as one more mask, to count the map's own
-    counts = binary.astype(np.float32) @ meant.T  # exact in 32 bit
-    shared, looked = counts[..., :-1], counts[..., -1:]
-    return shared / np.maximum(looked + meant[:-1].sum(axis=1) - shared, 1.0)
+    """Intersection over union in [0, 1] of each binarised map with each token mask; 0 where both are empty.
+
+    Tokens are counted as bits, 64 at a time: as fast as a matrix product on one core, and no thread pool to wait for on a busy machine.
+    """
+    looked, meant = _pack(binary), _pack(masks)
+    shared = sum(np.bitwise_count(looked[..., word, None] & meant[:, word]).astype(np.int32) for word in range(looked.shape[-1]))
+    union = np.bitwise_count(looked).sum(axis=-1, dtype=np.int32)[..., None] + np.bitwise_count(meant).sum(axis=-1, dtype=np.int32) - shared
+    return np.divide(shared, np.maximum(union, 1), dtype=np.float32)
+
+
+def _pack(tokens: Bool[np.ndarray, "*row visual"]) -> UInt64[np.ndarray, "*row word"]:
+    """Tokens as bits, the last word filled up with zeros."""
+    words = -(-tokens.shape[-1] // 64)
+    padded = np.zeros((*tokens.shape[:-1], words * 64), dtype=bool)
+    padded[..., : tokens.shape[-1]] = tokens
+    return np.packbits(padded).view(np.uint64).reshape(*tokens.shape[:-1], words)

@@ -6,7 +6,17 @@ import torch
 from headwise.attention.observe import forward
 from headwise.attention.seam import set_implementation
 from headwise.segments import Segments
-from headwise.vlm import VLM, Batch
+from headwise.vlm import VLM, Batch, encode
+from tests.tiny import image
+
+QUESTIONS = ["What colour is it?", "How many green squares are in the picture?", "Where?"]
+ANSWERS = ["red", "There are three squares, all of them green.", "on the left"]
+
+
+def probe(vlm: VLM, side: str) -> Batch:
+    """Three examples of unlike length, one of them without an image."""
+    images = [image(0), image(1, (40, 200)), None] if vlm.visual_id is not None else [None] * 3
+    return encode(vlm, images, QUESTIONS, ANSWERS, padding_side=side)
 
 
 def eager_attentions(vlm: VLM, batch: Batch) -> np.ndarray:
@@ -47,7 +57,7 @@ def head_statistics(A: np.ndarray, segments: Segments, example: int) -> dict[str
         "visual_mass": mean([sum(A[i, j] for j in V) for i in R]),
         "text_mass": mean([sum(A[i, j] for j in question + R) for i in R]),
         "system_mass": mean([sum(A[i, j] for j in system) for i in R]),
-        "initial_mass": mean([A[i, T[0]] for i in R]),
+        "initial_mass": mean([A[i, min(T + V)] for i in R]),
         "max_visual": mean([max([A[i, j] for j in V], default=0.0) for i in R]),
         "nonvisual_entropy": -sum(x * np.log(x) for x in p if x > 0),
         "text_to_image": mean([A[i, j] for i in T for j in V]),

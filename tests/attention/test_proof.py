@@ -10,8 +10,7 @@ from headwise.attention.proof import BOUNDS
 from headwise.attention.seam import Attention, Rows
 from headwise.vlm import FAMILIES, VLM
 from tests.attention.families import family
-from tests.attention.oracle import eager_attentions
-from tests.attention.test_reducers import probe
+from tests.attention.oracle import eager_attentions, probe
 from tests.tiny import new_tiny_vlm, processor, tiny_lm, tiny_vlm
 
 

@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwise.attention.observe import MAPS, Observed, forward, observe
@@ -12,16 +12,8 @@ from headwise.attention.seam import ROW_BLOCK, Attention, visiting
 from headwise.segments import Kind, Segments, segments
 from headwise.vlm import VLM, Batch, encode
 from tests.attention.families import family
-from tests.attention.oracle import cached_keys, eager_attentions, head_statistics, key_variance
+from tests.attention.oracle import cached_keys, eager_attentions, head_statistics, key_variance, probe
 from tests.tiny import image, tiny_lm, tiny_vlm
-
-QUESTIONS = ["What colour is it?", "How many green squares are in the picture?", "Where?"]
-ANSWERS = ["red", "There are three squares, all of them green.", "on the left"]
-
-
-def probe(vlm: VLM, side: str) -> Batch:
-    images = [image(0), image(1, (40, 200)), None] if vlm.visual_id is not None else [None] * 3
-    return encode(vlm, images, QUESTIONS, ANSWERS, padding_side=side)
 
 
 def assert_equals_the_oracle(found: Observed, A: np.ndarray, keys: np.ndarray, batch: Batch) -> None:
@@ -104,6 +96,7 @@ def whole(attention: Attention) -> np.ndarray:
     return scores.masked_fill(closed, -1e300).softmax(-1).numpy()
 
 
+@settings(max_examples=50)
 @given(SHAPES, st.integers(1, 7))
 def test_any_shape_padding_grouping_and_block_size(shape: dict[str, Any], block: int) -> None:
     attention, kinds = random_layer(shape)

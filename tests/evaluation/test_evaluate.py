@@ -9,7 +9,7 @@ import torch
 from headwise.evaluation.evaluate import evaluate, known_answers
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.vqa import normalise
-from headwise.likelihood import answer_nats
+from headwise.likelihood import read_answers
 from headwise.vlm import encode, generate
 from tests import tiny
 from tests.dataset import write_dataset
@@ -36,7 +36,7 @@ def test_every_example_has_a_row_with_its_nats(data):
         row = answers.row(by_predicate=pl.col("example_id") == example.id, named=True)
         image = tiny.Image.open(folder / example.image).convert("RGB")
         with torch.no_grad():
-            nats, tokens = answer_nats(tiny.tiny_vlm(), encode(tiny.tiny_vlm(), [image], [example.question], list(example.answers)))
+            nats, tokens, _ = read_answers(tiny.tiny_vlm(), encode(tiny.tiny_vlm(), [image], [example.question], list(example.answers)))
         assert row["nats"] == pytest.approx(nats.item(), rel=1e-4) and row["tokens"] == tokens.item()
         assert row["image"] == example.image and row["split"] == example.split
 
@@ -82,7 +82,7 @@ def test_a_model_that_learned_the_answer_is_right(data):
     image = tiny.Image.open(folder / example.image).convert("RGB")
     for _ in range(40):
         optimizer.zero_grad()
-        answer_nats(vlm, encode(vlm, [image], [example.question], list(example.answers)))[0].sum().backward()
+        read_answers(vlm, encode(vlm, [image], [example.question], list(example.answers)))[0].sum().backward()
         optimizer.step()
     answers, _ = evaluate(vlm, folder, [example], SETTINGS, ignore)
     assert answers.row(0, named=True) | {"nats": 0.0} == {

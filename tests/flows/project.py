@@ -5,6 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[2]
 STAGES = """\
 stages:
@@ -30,6 +32,7 @@ OTHER_STAGES = """\
     cmd: sleep 600 & echo $! > sleeper.pid; wait
 """
 PARAMS = "images: {size: 3}\nscale: 2\narms: [top, bottom]\n"
+CONTENT = yaml.safe_load(PARAMS)
 
 
 def make_project(folder: Path) -> Path:

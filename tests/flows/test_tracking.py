@@ -31,7 +31,7 @@ def test_a_parent_run_holds_a_nested_run_per_stage(project: Path) -> None:
     client = open_client()
     locked = Locked("cmd", {DATA: DIGEST}, {"data/attention/shard=00": DIGEST}, {"scores.threshold": "mean", "long": "x" * 7000})
     with _run(client) as record:
-        record.stage("scores", locked, {"evaluation.accuracy": 0.5, "nothing": float("nan")}, {"outcome": "computed"})
+        record.stage("scores", locked, {"evaluation.mean + 1 std": 0.5, "nothing": float("nan")}, {"outcome": "computed"})
         (project / "lineage.json").write_text("{}")
         record.file(project / "lineage.json")
         record.tags({"verdict": "none"})
@@ -41,8 +41,9 @@ def test_a_parent_run_holds_a_nested_run_per_stage(project: Path) -> None:
     assert (parent.data.tags["git.commit"], parent.data.tags["verdict"]) == ("abc", "none")
     assert stage.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert stage.data.tags["dvc.md5.data/attention/shard-00"] == DIGEST and stage.data.tags["outcome"] == "computed"
-    assert stage.data.metrics == {"evaluation.accuracy": 0.5}
+    assert stage.data.metrics == {"evaluation.mean - 1 std": 0.5}
     assert stage.data.params["scores.threshold"] == "mean" and len(stage.data.params["long"]) == 6000
+    assert stage.inputs is not None
     assert [(read.dataset.name, read.dataset.digest) for read in stage.inputs.dataset_inputs] == [("images", DIGEST)]
     assert (project / ".headwise/mlflow" / parent.info.run_id / "artifacts/lineage.json").is_file()
 

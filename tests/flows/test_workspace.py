@@ -4,13 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from flows.graph import reproduce, stale_stages
 from flows.workspace import find_run, open_workspace
-from tests.flows.project import PARAMS, commit, git
+from tests.flows.project import CONTENT, commit, git
 
-CONTENT = yaml.safe_load(PARAMS)
 OURS = {"images", "evaluation@top", "evaluation@bottom"}
 
 

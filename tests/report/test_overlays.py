@@ -1,5 +1,6 @@
 """Overlays show the attention that was stored, on the pixels of the image that it belongs to."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +108,16 @@ def test_the_draw_is_seeded_and_bounded(workspace: Path, tmp_path: Path) -> None
         draws.append(draw_gallery(workspace / "data", tmp_path / name / "overlays", [(2, 1)], [(0, 0)], 5))
     assert draws[0] == draws[1] and len(draws[0]) == 5
     assert sha256_tree(tmp_path / "first") == sha256_tree(tmp_path / "second")
+
+
+@pytest.mark.parametrize("missing", ["images", "masks", "attention"])
+def test_without_images_masks_or_attention_there_is_nothing_to_draw(workspace: Path, tmp_path: Path, missing: str) -> None:
+    copy = shutil.copytree(workspace / "data", tmp_path / "data")
+    shutil.rmtree(copy / missing)
+    assert draw_gallery(copy, tmp_path, [(2, 1)], [(0, 0)], 5) == []
+
+
+def test_an_unreadable_image_is_passed_over(workspace: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(workspace / "data", tmp_path / "data")
+    (copy / "images/images/0003.png").write_bytes(b"")
+    assert len(draw_gallery(copy, tmp_path, [(2, 1)], [(0, 0)], 50)) == Size().examples - 1

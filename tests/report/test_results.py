@@ -1,6 +1,7 @@
 """The before/after table says what the answers say."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,3 +77,12 @@ def test_no_gain_on_the_forgetting_probe_is_no_loss(workspace: Path) -> None:
 
 def test_arms_are_in_the_order_of_the_question() -> None:
     assert sort_arms(["all", "zeta", "random", "bottom", "alpha", "top"]) == ["top", "bottom", "random", "all", "alpha", "zeta"]
+
+
+def test_without_the_uncalibrated_model_or_an_arm_there_is_nothing_to_compare(workspace: Path, tmp_path: Path) -> None:
+    evaluations = shutil.copytree(workspace / "data/evaluations", tmp_path / "evaluations")
+    shutil.rmtree(evaluations / "top")
+    assert {row.arm for split in read_results(evaluations) for measure in split.measures for row in measure.rows} == {"bottom"}
+    shutil.rmtree(evaluations / "bottom")
+    assert read_results(evaluations) == []
+    assert read_results(tmp_path / "nowhere") == []

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pydantic import TypeAdapter, ValidationError
 
-from headwise.scores.head_impact import HeadImpact, binarise, iou, thresholds
+from headwise.scores.head_impact import Cut, HeadImpact, binarise, iou, thresholds
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=30)
 MAPS = hnp.arrays(np.float16, SHAPES, elements=st.floats(0, 1, width=16)).map(lambda maps: maps.astype(np.float64))
@@ -27,9 +27,13 @@ def obvious_iou(looked: set[int], meant: set[int]) -> float:
     return len(looked & meant) / len(looked | meant) if looked | meant else 0.0
 
 
+def tokens(chosen: np.ndarray) -> set[int]:
+    return set(np.flatnonzero(chosen).tolist())
+
+
 @settings(max_examples=60, deadline=None)
 @given(MAPS, st.lists(CUTS, min_size=1, max_size=4))
-def test_thresholds_are_those_of_each_map_alone(maps: np.ndarray, cuts: list[tuple[str, float]]) -> None:
+def test_thresholds_are_those_of_each_map_alone(maps: np.ndarray, cuts: list[Cut]) -> None:
     expected = [[obvious_threshold(row, *cut) for row in maps.tolist()] for cut in cuts]
     np.testing.assert_allclose(thresholds(maps, cuts), expected, rtol=1e-12, atol=1e-15)
 
@@ -49,14 +53,17 @@ def test_each_rule_by_hand() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(MAPS, CUTS, st.sampled_from([0.5, 0.25, 4.0]))
-def test_the_scale_of_a_map_does_not_matter(maps: np.ndarray, cut: tuple[str, float], scale: float) -> None:
+def test_the_scale_of_a_map_does_not_matter(maps: np.ndarray, cut: Cut, scale: float) -> None:
     assert np.array_equal(binarise(maps, [cut]), binarise(maps * scale, [cut]))
 
 
 @settings(max_examples=60, deadline=None)
-@given(hnp.arrays(bool, st.tuples(st.integers(1, 9), st.just(7))), hnp.arrays(bool, st.tuples(st.integers(1, 9), st.just(7))))
-def test_iou_is_that_of_the_token_sets(binary: np.ndarray, masks: np.ndarray) -> None:
-    expected = [[obvious_iou(set(np.flatnonzero(row)), set(np.flatnonzero(mask))) for mask in masks] for row in binary]
+@given(
+    st.sampled_from([1, 7, 63, 64, 65, 130]).flatmap(lambda n: st.tuples(*[hnp.arrays(bool, st.tuples(st.integers(1, 9), st.just(n)))] * 2))
+)
+def test_iou_is_that_of_the_token_sets(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    binary, masks = pair
+    expected = [[obvious_iou(tokens(row), tokens(mask)) for mask in masks] for row in binary]
     np.testing.assert_allclose(iou(binary, masks), expected, rtol=1e-6)
 
 

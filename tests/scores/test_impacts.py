@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headwise.scores.head_impact import HeadImpact
+from headwise.scores.head_impact import Cut, HeadImpact
 from headwise.scores.impacts import THRESHOLDS, Impacts, Survey, head_impacts, survey
 from headwise.scores.stored import Heads
 from tests.scores.test_head_impact import obvious_iou, obvious_threshold
@@ -30,7 +30,7 @@ def draw_targets(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return targets
 
 
-def looked_at(values: list[float], cut: tuple[str, float]) -> set[int]:
+def looked_at(values: list[float], cut: Cut) -> set[int]:
     threshold = obvious_threshold(values, *cut)
     return {i for i, value in enumerate(values) if value > threshold}
 

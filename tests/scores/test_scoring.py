@@ -104,7 +104,7 @@ def test_means_are_over_all_observed_examples_and_have_no_interval(tmp_path: Pat
     masks, maps = planted(20)
     scored = {example_id: masks[example_id] for example_id in list(masks)[:15]}
     scores = score(tmp_path, scored, maps)
-    expected = np.mean([draw_scalars(example_id, SHAPE) for example_id in maps], axis=0, dtype=np.float64)
+    expected = np.stack([draw_scalars(example_id, SHAPE) for example_id in maps]).mean(axis=0, dtype=np.float64)
     for index, name in enumerate(MEANS):
         rows = scores.heads.filter(pl.col("statistic") == name).sort("layer", "head")
         np.testing.assert_allclose(rows["value"].to_numpy().reshape(SHAPE), expected[..., index], rtol=1e-12)
@@ -162,7 +162,7 @@ def test_too_few_examples_are_refused_with_both_numbers(tmp_path: Path) -> None:
 def test_a_text_only_model_has_no_head_impact(tmp_path: Path) -> None:
     maps = {f"e{i:03d}": np.zeros((2, 2, 0), dtype=np.float16) for i in range(12)}
     part = write_part(tmp_path / "part.parquet", maps, (0, 0))
-    with pytest.raises(ValueError, match="0 of 12 observed examples can be scored.*the model saw no image"):
+    with pytest.raises(ValueError, match=r"0 of 12 observed examples can be scored.*the model saw no image"):
         score_heads([part], frame_of({}), SETTINGS)
 
 

@@ -1,0 +1,90 @@
+"""The command: help with examples, and mistakes as one line before anything is imported, started or run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from tests.flows.project import ROOT
+
+HEAVY = ("torch", "transformers", "peft", "prefect", "mlflow", "dvc", "matplotlib", "polars")
+runner = CliRunner()
+
+
+def test_the_command_is_imported_at_once() -> None:
+    script = f"import flows.cli, sys; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_flow_is_imported_without_a_model_library() -> None:
+    script = f"import flows.nightly, flows.controls, sys; print([n for n in {HEAVY[:3]} + ('mlflow', 'matplotlib') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["run", "controls", "heads", "report", "data", "models"])
+def test_every_command_has_help_with_examples(command: str) -> None:
+    result = runner.invoke(app, [command, "--help"])
+    assert result.exit_code == 0 and "Examples" in result.output and f"headwise {command}" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--data", "films"], "--data films: neither scenes nor photos nor a folder"),
+        (["run", "--set", "selection.k=many"], "selection.k: Input should be a valid integer"),
+        (["run", "--model", "nonsense"], "model 'nonsense': neither"),
+        (["controls", "--data", "films"], "data.0: Input should be 'scenes' or 'photos'"),
+        (["heads"], "no run: none yet: start with `headwise run`"),
+        (["report", "--run", "monday"], "no run named 'monday'; the runs are: none yet"),
+        (["models", "./nowhere"], "./nowhere: no such folder"),
+        (["data", "films"], "--data films: neither"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_was_made(project: Path, arguments: list[str], message: str) -> None:
+    result = runner.invoke(app, arguments)
+    lines = result.output.strip().splitlines()
+    assert result.exit_code == 2 and len(lines) == 1 and lines[0].startswith("headwise: ") and message in lines[0]
+    assert not (project / ".headwise").exists()
+
+
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "PREFECT_API_URL"])
+def test_a_server_that_does_not_answer_stops_the_run_before_it_exists(
+    project: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:9/api")
+    result = runner.invoke(app, ["run"])
+    assert result.exit_code == 2 and result.output.startswith(f"headwise: {variable} = http://127.0.0.1:9/api: no answer")
+    assert len(result.output.strip().splitlines()) == 1 and not (project / ".headwise").exists()
+
+
+def test_outside_a_checkout_the_command_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = runner.invoke(app, ["run"])
+    assert result.exit_code == 2 and "no dvc.yaml here or above" in result.output
+
+
+def test_data_shows_what_a_folder_holds_and_what_it_leaves_out(project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    _draw(folder / "red.png")
+    rows = ['{"id": "a", "image": "red.png", "question": "What colour?", "answers": ["red"]}', '{"id": "b", "image": "red.png"}']
+    (folder / "index.jsonl").write_text("\n".join(rows))
+    result = runner.invoke(app, ["data", str(folder), "--set", "images.max_bad_share=0.6"])
+    assert result.exit_code == 0 and "vqa" in result.output and "left out: b: b: no question in the index" in result.output
+    assert "more than max_bad_share" in runner.invoke(app, ["data", str(folder)]).output
+
+
+def test_models_lists_the_families() -> None:
+    result = runner.invoke(app, ["models"])
+    assert result.exit_code == 0 and "fast_vlm" in result.output and "headwise-smol" in result.output
+
+
+def _draw(path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (8, 8), "red").save(path)

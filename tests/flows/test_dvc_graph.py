@@ -1,0 +1,75 @@
+"""dvc.yaml says what the code says: a change of code reruns the stages that import it, and no others."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import grimp
+import pytest
+import yaml
+
+from flows.parameters import DEFAULTS
+from tests.flows.project import ROOT
+
+GRAPH: Mapping[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+MODULES = {name: f"tasks.{'evaluation' if name == 'baseline' else name}" for name in GRAPH}
+SETTINGS = {"images", "masks", "attention", "scores", "selection", "calibration", "evaluation"}
+
+
+@pytest.fixture(scope="module")
+def imports() -> grimp.ImportGraph:
+    return grimp.build_graph("headwise", "tasks", cache_dir=None)
+
+
+@pytest.mark.parametrize("name", GRAPH)
+def test_a_stage_depends_on_exactly_the_code_that_it_imports(name: str, imports: grimp.ImportGraph) -> None:
+    needed = {_file(module) for module in imports.find_upstream_modules(MODULES[name]) | {MODULES[name]}}
+    given = {file for dep in GRAPH[name]["deps"] if dep.startswith(("headwise/", "tasks/")) for file in _python_files(ROOT / dep)}
+    given |= set(_python_files(ROOT / DEFAULTS.as_params()["source"])) if name == "images" else set()
+    packages = {file for file in given - needed if file.name == "__init__.py"}  # of a folder named as a whole; without code
+    assert given - packages == needed
+
+
+@pytest.mark.parametrize("name", GRAPH)
+def test_a_stage_is_given_the_parameters_that_its_code_reads(name: str) -> None:
+    source = (ROOT / f"{MODULES[name].replace('.', '/')}.py").read_text(encoding="utf-8")
+    read = {section for section in (*SETTINGS, "shards") if f'read_settings("{section}"' in source}
+    assert {param.partition(".")[0] for param in GRAPH[name]["params"]} == read | ({"shards"} if name == "attention" else set())
+
+
+def test_every_stage_runs_a_module_of_that_name_and_is_described() -> None:
+    for name, stage in GRAPH.items():
+        assert stage["cmd"].startswith(f"python -m {MODULES[name]}") and stage["desc"]
+        importlib.import_module(MODULES[name])
+
+
+def test_outputs_are_the_contracted_folders() -> None:
+    assert {out for stage in GRAPH.values() for out in stage["outs"]} == {
+        "data/images",
+        "data/masks",
+        "data/attention/shard=0${item.shard}",
+        "data/scores",
+        "data/selections/${item.arm}",
+        "data/adapters/${item.arm}",
+        "data/evaluations/${item.arm}",
+        "data/evaluations/base",
+    }
+
+
+def test_every_stage_that_loads_the_model_depends_on_its_weights() -> None:
+    assert {name for name, stage in GRAPH.items() if "${weights}" in stage["deps"]} == {
+        "attention",
+        "calibration",
+        "evaluation",
+        "baseline",
+    }
+
+
+def _file(module: str) -> Path:
+    path = ROOT / Path(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _python_files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(path.rglob("*.py"))

@@ -1,0 +1,137 @@
+"""One parameter, end to end: the flow's type, the command line, params.yaml, the step."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.utilities.schema_tools import validate
+from prefect.utilities.schema_tools.validation import is_valid_schema
+from pydantic import TypeAdapter
+
+from flows.arguments import flow_arguments, parse_overrides, read_arguments, read_kinds, run_name
+from flows.parameters import DEFAULTS, EMBEDDED, SECTIONS, Parameters, source, weights
+from headwise.calibration.settings import Lora
+from headwise.data import DataSource
+from headwise.evaluation.settings import Evaluation
+from headwise.masks.quality import MaskQuality
+from headwise.observation import Observation
+from headwise.scores.head_impact import HeadImpact
+from headwise.selection import Criterion
+from tasks.settings import read_settings
+from tests.flows.project import ROOT
+
+CHANGED = {
+    "images": DataSource(seed=7),
+    "masks": MaskQuality(min_area=0.01),
+    "attention": Observation(max_examples=7),
+    "scores": HeadImpact(mask_object="union"),
+    "selection": Criterion(k=7),
+    "calibration": Lora(steps=7),
+    "evaluation": Evaluation(seed=7),
+}
+
+
+def test_params_yaml_holds_the_defaults_and_nothing_else() -> None:
+    assert yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) == DEFAULTS.as_params()
+
+
+def test_every_section_is_read_back_as_the_settings_that_were_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(CHANGED) == set(SECTIONS)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(replace(DEFAULTS, **CHANGED).as_params()), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for section, settings in CHANGED.items():
+        assert read_settings(section, type(settings)) == settings != getattr(DEFAULTS, section)
+    assert read_settings("arms", list[str]) == ["top", "bottom"] and read_settings("shards", list[int]) == [0, 1]
+
+
+def test_the_command_line_gives_the_same_types(tmp_path: Path) -> None:
+    parameters, promotion = read_arguments(
+        "scenes", EMBEDDED, "top, all", ["selection.k=6", "promotion.margin=0.1", "images.variant=plain"]
+    )
+    assert (
+        parameters == replace(DEFAULTS, arms=("top", "all"), selection=Criterion(k=6), images=DataSource(kind="scenes", variant="plain"))
+        and promotion.margin == 0.1
+    )
+    own, _ = read_arguments(str(tmp_path), EMBEDDED, "top", None)
+    assert own.images == DataSource(kind="folder", path=str(tmp_path.resolve())) and source(own.images) == str(tmp_path.resolve())
+    assert set(flow_arguments(parameters)) == {*SECTIONS, "arms"}
+    assert (run_name("photos"), run_name(str(tmp_path / "cats"))) == ("photos", "cats")
+    assert read_kinds("photos,scenes") == ("photos", "scenes")
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "arms", "settings", "message"),
+    [
+        ("nowhere", EMBEDDED, "top", [], "--data nowhere: neither scenes nor photos nor a folder"),
+        ("scenes", "nonsense", "top", [], "model 'nonsense': neither 'headwise-smol'"),
+        ("scenes", "/nowhere/model", "top", [], "model '/nowhere/model': neither"),
+        ("scenes", EMBEDDED, "top,middle", [], r"arms\.1: Input should be 'top', 'bottom', 'random' or 'all' \(given \"middle\"\)"),
+        ("scenes", EMBEDDED, "top,top", [], "names one twice"),
+        ("scenes", EMBEDDED, "", [], "arms: Tuple should have at least 1 item"),
+        ("scenes", EMBEDDED, "top", ["selection.k=0"], r"selection\.k: Input should be greater than or equal to 1 \(given 0\)"),
+        ("scenes", EMBEDDED, "top", ["selection.kk=1"], r"selection\.kk: Unexpected keyword argument"),
+        ("scenes", EMBEDDED, "top", ["images.kind=films"], r"images\.kind: Input should be 'scenes', 'photos' or 'folder'"),
+        ("scenes", EMBEDDED, "top", ["images.kind=folder"], "images.path = '': no such folder"),
+        ("scenes", EMBEDDED, "top", ["promotion.margin=2"], r"promotion\.margin: Input should be less than or equal to 1"),
+        ("scenes", EMBEDDED, "top", ["colour.k=2"], "write section.field=value, with a section of images, masks"),
+        ("scenes", EMBEDDED, "top", ["selection=2"], "write section.field=value"),
+    ],
+)
+def test_a_mistake_is_named_with_its_field(data: str, model: str, arms: str, settings: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_arguments(data, model, arms, settings)
+
+
+def test_a_model_without_a_config_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nor a folder with a config\.json"):
+        weights(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    assert weights(str(tmp_path)) == str(tmp_path.resolve())
+
+
+def test_a_model_that_the_hub_does_not_give_is_named() -> None:
+    with pytest.raises(ValueError, match="'nobody/nothing': not a folder, and not to be had from the Hugging Face Hub"):
+        weights("nobody/nothing")
+
+
+def test_wrong_kinds_are_named() -> None:
+    with pytest.raises(ValueError, match=r"data\.1: Input should be 'scenes' or 'photos'"):
+        read_kinds("scenes,films")
+
+
+def test_overrides_are_yaml() -> None:
+    assert parse_overrides(["a.b=1", "a.c=x", "a.d=[1, 2]"], ["a"]) == {"a": {"b": 1, "c": "x", "d": [1, 2]}}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "right"),
+    [
+        ({}, True),
+        ({"images": {"kind": "photos", "calibration": 10}, "arms": ["top"]}, True),
+        ({"images": {"kind": "films"}}, False),
+        ({"selection": {"k": 0}}, False),
+        ({"selection": {"kk": 1}}, False),
+        ({"arms": []}, False),
+        ({"promotion": {"margin": 2}}, False),
+    ],
+)
+def test_prefects_form_refuses_what_the_types_refuse(parameters: dict[str, object], right: bool) -> None:
+    """What the server checks before it creates a run: the schema of the deployment."""
+    from flows.nightly import nightly
+
+    schema = nightly.parameters.model_dump_for_openapi()
+    assert is_valid_schema(schema, preprocess=False) is None
+    assert (validate(parameters, schema) == []) is right
+
+
+def test_the_form_shows_literal_defaults_and_descriptions() -> None:
+    from flows.nightly import nightly
+
+    schema = nightly.parameters.model_dump_for_openapi()
+    plain = TypeAdapter(Parameters).dump_python(DEFAULTS, mode="json")
+    for name in (*SECTIONS, "arms"):
+        assert schema["properties"][name]["default"] == plain[name]
+        assert schema["properties"][name]["description"]
+    for definition in schema["definitions"].values():
+        assert all("description" in field for field in definition["properties"].values()), definition["title"]
