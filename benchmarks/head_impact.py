@@ -54,7 +54,8 @@ def write_attention(path: Path, ids: list[str], rng: np.random.Generator) -> Non
     scalars = {name: rng.random(rows) for name in ATTENTION.names if name not in places}
     arrays = {name: lists if name.endswith("map") else pa.array((places | scalars)[name]) for name in ATTENTION.names}
     table = pa.table(arrays).select(ATTENTION.names).cast(ATTENTION)
-    pq.write_table(table, path, compression="zstd", use_dictionary=["example_id"], row_group_size=64 * ROWS)
+    with pq.ParquetWriter(path, ATTENTION, compression="zstd", use_dictionary=["example_id"]) as writer:  # pyright: ignore[reportArgumentType]
+        writer.write_table(table, row_group_size=64 * ROWS)
 
 
 def write_masks(path: Path, ids: list[str], rng: np.random.Generator) -> pl.DataFrame:
@@ -121,8 +122,8 @@ def main(examples: int) -> None:
         runs = [(timed(lambda: ours(part, masks)), timed(lambda: obvious(part, SAMPLE, targets, others, sinks))) for _ in range(RUNS)]
     difference = float(np.abs(runs[0][0][2][:SAMPLE] - runs[0][1][2]).max())
     assert difference < 1e-6, difference
-    wall, core = (statistics.median(run[0][i] for run in runs) for i in range(2))
-    slow_wall, slow_core = (statistics.median(run[1][i] for run in runs) for i in range(2))
+    wall, core = statistics.median(run[0][0] for run in runs), statistics.median(run[0][1] for run in runs)
+    slow_wall, slow_core = statistics.median(run[1][0] for run in runs), statistics.median(run[1][1] for run in runs)
     result = {
         "maps": examples * ROWS,
         "visual_tokens": VISUAL,

@@ -1,10 +1,14 @@
-"""The parameters of a run: each stage's own settings, together, and as the `params.yaml` of its clone."""
+"""The parameters of a run: each stage's own settings, together, and as the `params.yaml` of its clone.
+
+`python -m flows.parameters > params.yaml` writes the defaults again after a setting changed.
+"""
 
 import json
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
+import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -126,3 +130,7 @@ def validated(adapter: TypeAdapter[T], content: object, name: str = "") -> T:
 def _clause(name: str, wrong: "ErrorDetails") -> str:
     path = ".".join(map(str, (name, *wrong["loc"]) if name else wrong["loc"]))
     return f"{path}: {wrong['msg']} (given {json.dumps(wrong['input'], default=str)})"
+
+
+if __name__ == "__main__":
+    print(yaml.safe_dump(DEFAULTS.as_params(), sort_keys=False, allow_unicode=True), end="")

@@ -68,7 +68,7 @@ class Comparison:
 def compare(before: pl.DataFrame, after: pl.DataFrame, settings: Evaluation) -> list[Comparison]:
     """Compare two ANSWERS tables: per split the headlines (caption perplexity, accuracy of closed questions), then every closed task.
 
-    Raises ValueError unless both tables answer the same examples.
+    A task asked about a single image has no interval and is left out. Raises ValueError unless both tables answer the same examples.
     """
     pairs = _pair(before, after)
     headlines, tasks = [], []
@@ -79,7 +79,8 @@ def compare(before: pl.DataFrame, after: pl.DataFrame, settings: Evaluation) -> 
         if len(closed):
             headlines.append(_compare_accuracy(closed, str(split), None, settings))
         for (task,), answers in sorted(closed.group_by("task"), key=lambda group: str(group[0][0])):
-            tasks.append(_compare_accuracy(answers, str(split), str(task), settings))
+            if answers["image"].n_unique() > 1:
+                tasks.append(_compare_accuracy(answers, str(split), str(task), settings))
     return [*_with_holm(headlines), *_with_holm(tasks)]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from headwise.files import new_folder
-from headwise.report.records import bad_examples, manifest_table, statistical_tests
+from headwise.report.records import bad_examples, manifest_table, statistical_tests, words
 from headwise.report.results import read_results
 from headwise.report.sections import heads_section, losses_section, overlays_section, read_scores, summary
 from headwise.report.themes import DARK, LIGHT
@@ -84,5 +84,6 @@ def _render(context: Mapping[str, object]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["share"] = lambda value: f"{100 * value:.0f} %"
+    environment.filters["words"] = words
+    environment.filters["share"] = lambda value: f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
     return environment.get_template("page.html.j2").render(context)

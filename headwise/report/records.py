@@ -110,17 +110,21 @@ def number(value: object, name: str = "") -> str:
 
 
 def calibrations_table(adapters: Path, losses: Mapping[str, pl.DataFrame]) -> Table:
-    """A row per calibration: the numbers in its calibration.json, its steps, and its mean loss over the first and last tenth."""
-    claims: dict[str, Mapping[str, object]] = {}
-    for arm in losses:
-        claim = adapters / arm / "calibration.json"
-        claims[arm] = read_json(claim) if claim.is_file() else {}
+    """A row per calibration: what was trained on how much, the losses' ends, and how far the saved adapter is from the trained one."""
     rows: dict[str, Mapping[str, object]] = {}
     for arm, frame in losses.items():
+        path = adapters / arm / "calibration.json"
+        claims = _flat(read_json(path)) if path.is_file() else {}
         tenth = max(1, len(frame) // 10)
-        ends = {"steps": len(frame), "first loss": _mean(frame.head(tenth)), "last loss": _mean(frame.tail(tenth))}
-        rows[arm] = {name: value for name, value in _flat(claims[arm]).items() if not isinstance(value, str)} | ends
-    return _grid("The calibrations, by the layers that they changed", rows)
+        rows[arm] = {
+            **{name: claims.get(name) for name in ("layers", "parameters", "examples")},
+            "steps": len(frame),
+            "loss, first tenth": _mean(frame.head(tenth)),
+            "loss, last tenth": _mean(frame.tail(tenth)),
+            "off once loaded": claims.get("proof loaded"),
+            "off once merged": claims.get("proof merged"),
+        }
+    return _grid("What was trained", rows)
 
 
 def _mean(losses: pl.DataFrame) -> str:

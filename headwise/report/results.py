@@ -1,6 +1,6 @@
 """Before and after: every calibrated model against the uncalibrated one, as rows of the page's tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from headwise.files import MANIFEST, read_json, read_table
 
 BASE, FORGETTING = "base", "forgetting"
 ORDER = ("top", "bottom", "random", "all")
-TITLES = {"evaluation": "What calibration is for", FORGETTING: "Forgetting probe"}
-NOTES = {FORGETTING: "Nothing here was calibrated for: the loss that an interval still leaves open is its end on the losing side."}
+TITLES = {"evaluation": "Evaluation: held-out examples of the same data", FORGETTING: "Forgetting probe: what was not calibrated"}
+NOTES = {FORGETTING: "The loss that an interval on the forgetting probe still leaves open is its end on the losing side."}
 Compared = list[tuple[str, Comparison]]
 """Each comparison with the arm that it is about."""
 
@@ -60,32 +60,51 @@ class SplitResults:
     note: str
 
 
+@dataclass(frozen=True)
+class Results:
+    """The splits that could be compared, and the arms that could not."""
+
+    splits: tuple[SplitResults, ...]
+    left_over: tuple[str, ...]
+
+
 def sort_arms(arms: Sequence[str]) -> list[str]:
     """Top, bottom, random, all, then any other by name."""
     return sorted(arms, key=lambda arm: (ORDER.index(arm) if arm in ORDER else len(ORDER), arm))
 
 
-def read_results(evaluations: Path) -> list[SplitResults]:
-    """Every arm compared with the uncalibrated model, under the settings of its evaluation; empty if there is nothing to compare.
+def read_results(evaluations: Path) -> Results:
+    """Every arm compared with the uncalibrated model, under the settings of its evaluation.
 
-    Raises ValueError if an arm answered other examples than the uncalibrated model.
+    An arm that was evaluated on other data, with another model or under other settings is left over from an earlier run: it is named
+    instead of compared.
     """
-    folders = {path.parent.name: path.parent for path in evaluations.glob("*/answers.parquet")}
-    if BASE not in folders:
-        return []
-    settings = evaluation_settings(folders[BASE])
-    answers = {arm: read_table(folders[arm] / "answers.parquet", ANSWERS) for arm in folders}
-    arms = sort_arms([arm for arm in folders if arm != BASE])
-    rows = [(arm, comparison) for arm in arms for comparison in compare(answers[BASE], answers[arm], settings)]
+    answers = {path.parent.name: read_table(path, ANSWERS) for path in evaluations.glob("*/answers.parquet")}
+    if BASE not in answers:
+        return Results((), ())
+    base, conditions = answers.pop(BASE), _conditions(evaluations / BASE)
+    ids = set(base["example_id"])
+    arms = sort_arms(list(answers))
+    same = [arm for arm in arms if _conditions(evaluations / arm) == conditions and set(answers[arm]["example_id"]) == ids]
+    settings = evaluation_settings(evaluations / BASE)
+    rows = [(arm, comparison) for arm in same for comparison in compare(base, answers[arm], settings)]
     splits = list(dict.fromkeys(comparison.split for _, comparison in rows))
-    return [_split_results(split, [row for row in rows if row[1].split == split]) for split in splits]
+    compared = tuple(_split_results(split, [row for row in rows if row[1].split == split]) for split in splits)
+    return Results(compared, tuple(arm for arm in arms if arm not in same))
+
+
+def _conditions(folder: Path) -> tuple[object, ...]:
+    """What two evaluations must share: the digest of the data's index, the model, its number type and the settings."""
+    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    inputs = manifest.get("inputs")
+    index = inputs.get("index") if isinstance(inputs, Mapping) else None
+    return index, manifest.get("model"), manifest.get("dtype"), manifest.get("settings")
 
 
 def evaluation_settings(folder: Path) -> Evaluation:
     """The settings in an evaluation's manifest, so that the page's intervals are those that decided; the defaults without a manifest."""
-    if not (folder / MANIFEST).is_file():
-        return Evaluation()
-    return TypeAdapter(Evaluation).validate_python(read_json(folder / MANIFEST).get("settings", {}))
+    settings = _conditions(folder)[-1]
+    return TypeAdapter(Evaluation).validate_python(settings) if settings else Evaluation()
 
 
 def _split_results(split: str, rows: Compared) -> SplitResults:

@@ -153,7 +153,7 @@ def overlays_section(data: Path, scores: Scores, folder: Path) -> OverlaysSectio
     if not examples:
         return None
     shares = [np.mean([getattr(example, name) for example in examples]) for name in ("top_share", "bottom_share", "area")]
-    on_object = [f"{100 * share:.0f} %" for share in shares]
+    on_object = [f"{100 * share:.0f}\N{NO-BREAK SPACE}%" for share in shares]
     sentence = (
         f"{len(examples)} calibration examples, drawn at random with a fixed seed. Left: the image, what the answer is about outlined. "
         f"Middle: where the answer's words look, on average over the best heads of {'the chosen' if scores.top else 'all'} layers "
@@ -175,7 +175,7 @@ def losses_section(adapters: Path, folder: Path) -> LossesSection | None:
         return loss_lines(losses, out, theme)
 
     table = calibrations_table(adapters, losses)
-    alt = f"Training loss over the steps. {'; '.join(f'{row[0]}: {row[-2]} at first, {row[-1]} at the end' for row in table.rows)}."
+    alt = f"Training loss over the steps. {'; '.join(f'{row[0]}: {row[5]} at first, {row[6]} at the end' for row in table.rows)}."
     return LossesSection(draw_both(lines, folder / "losses", alt), table)
 
 

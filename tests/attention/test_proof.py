@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from headwise.attention import proof, prove, seam
 from headwise.attention.observe import forward
 from headwise.attention.proof import BOUNDS
 from headwise.attention.seam import Attention, Rows
-from headwise.vlm import FAMILIES, VLM
+from headwise.vlm import EMBEDDED, FAMILIES, VLM, load_vlm
 from tests.attention.families import family
 from tests.attention.oracle import eager_attentions, probe
 from tests.tiny import new_tiny_vlm, processor, tiny_lm, tiny_vlm
@@ -95,3 +96,9 @@ def test_an_ignored_padding_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seam, "sdpa_attention_forward", forgetful)
     with pytest.raises(ValueError, match="cannot be trusted"):
         prove(tiny_vlm())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_proof_holds_for_the_embedded_model(dtype: Literal["float32", "bfloat16"]) -> None:
+    prove(load_vlm(EMBEDDED, dtype=dtype))

@@ -55,6 +55,11 @@ def test_a_clear_change_is_a_gain_and_backwards_a_loss():
         assert comparison.loss and not comparison.gain and not comparison.loses_at_most(0.02)
 
 
+def test_a_task_asked_about_a_single_image_is_left_out():
+    rare = table().with_columns(task=pl.when(pl.col("example_id") == "evaluation-000-0").then(pl.lit("rare")).otherwise(pl.col("task")))
+    assert {comparison.task for comparison in compare(rare, rare, SETTINGS)} == {None, "colour", "count"}
+
+
 def test_the_perplexity_effect_is_the_ratio_of_corpus_perplexities():
     before, noise = table(2), np.random.default_rng(0).normal(0, 0.05, 180)
     after = before.with_columns(nats=(pl.col("nats") - (0.1 + pl.Series(noise)) * pl.col("tokens")))

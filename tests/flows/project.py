@@ -10,12 +10,12 @@ import yaml
 ROOT = Path(__file__).parents[2]
 STAGES = """\
 stages:
-  images:
+  prepare:
     cmd: mkdir -p data/images && cp source.txt data/images/all.txt
     deps: [source.txt]
     params: [images]
     outs: [data/images]
-  evaluation:
+  judge:
     matrix:
       arm: ${arms}
     cmd: |-

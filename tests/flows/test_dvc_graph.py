@@ -25,10 +25,12 @@ def imports() -> grimp.ImportGraph:
 @pytest.mark.parametrize("name", GRAPH)
 def test_a_stage_depends_on_exactly_the_code_that_it_imports(name: str, imports: grimp.ImportGraph) -> None:
     needed = {_file(module) for module in imports.find_upstream_modules(MODULES[name]) | {MODULES[name]}}
-    given = {file for dep in GRAPH[name]["deps"] if dep.startswith(("headwise/", "tasks/")) for file in _python_files(ROOT / dep)}
-    given |= set(_python_files(ROOT / DEFAULTS.as_params()["source"])) if name == "images" else set()
-    packages = {file for file in given - needed if file.name == "__init__.py"}  # of a folder named as a whole; without code
-    assert given - packages == needed
+    deps = [dep for dep in GRAPH[name]["deps"] if dep.startswith(("headwise/", "tasks/"))]
+    deps += [DEFAULTS.as_params()["source"]] if name == "images" else []
+    given = {file for dep in deps for file in _python_files(ROOT / dep)}
+    without_code = {file for file in given if file.name == "__init__.py"}
+    assert _names(needed - given) == [], "add to dvc.yaml"
+    assert _names(given - needed - without_code) == [], "remove from dvc.yaml"
 
 
 @pytest.mark.parametrize("name", GRAPH)
@@ -73,3 +75,7 @@ def _file(module: str) -> Path:
 
 def _python_files(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(path.rglob("*.py"))
+
+
+def _names(files: set[Path]) -> list[str]:
+    return sorted(str(file.relative_to(ROOT)) for file in files)

@@ -12,25 +12,25 @@ from flows.graph import Busy, StageFailed, flatten, read_lock, reproduce, stale_
 
 def test_a_stage_is_computed_then_up_to_date_then_restored(project: Path) -> None:
     lines: list[str] = []
-    assert reproduce("images", project, lines.append).outcome == "computed"
+    assert reproduce("prepare", project, lines.append).outcome == "computed"
     assert any("cp source.txt" in line for line in lines)
-    assert reproduce("images", project, lines.append).outcome == "up to date"
+    assert reproduce("prepare", project, lines.append).outcome == "up to date"
     (project / "source.txt").write_text("two\n")
-    assert reproduce("images", project, lines.append).outcome == "computed"
+    assert reproduce("prepare", project, lines.append).outcome == "computed"
     (project / "source.txt").write_text("one\n")
-    assert reproduce("images", project, lines.append).outcome == "restored"
+    assert reproduce("prepare", project, lines.append).outcome == "restored"
     assert (project / "data/images/all.txt").read_text() == "one\n"
 
 
 def test_one_call_tells_every_stale_stage(project: Path) -> None:
     before = stale_stages(project)
-    assert before is not None and {"images", "evaluation@top", "evaluation@bottom"} <= before
-    for name in ("images", "evaluation@top", "evaluation@bottom"):
+    assert before is not None and {"prepare", "judge@top", "judge@bottom"} <= before
+    for name in ("prepare", "judge@top", "judge@bottom"):
         reproduce(name, project, print)
     assert stale_stages(project) == {"failing", "sleeping"}  # without outputs they always run
     (project / "params.yaml").write_text("images: {size: 3}\nscale: 4\narms: [top, bottom]\n")
     after = stale_stages(project)
-    assert after is not None and "images" not in after and {"evaluation@top", "evaluation@bottom"} <= after
+    assert after is not None and "prepare" not in after and {"judge@top", "judge@bottom"} <= after
 
 
 def test_a_failing_stage_says_the_commands_own_last_line(project: Path) -> None:
@@ -74,12 +74,12 @@ def test_whatever_ends_the_stage_its_whole_process_group_ends(project: Path) -> 
 
 def test_the_lock_gives_digests_and_flat_parameters(project: Path) -> None:
     assert read_lock(project) == {}
-    for name in ("images", "evaluation@top"):
+    for name in ("prepare", "judge@top"):
         reproduce(name, project, print)
     lock = read_lock(project)
-    assert lock["images"].outs["data/images"].endswith(".dir") and len(lock["images"].outs["data/images"]) == 36
-    assert lock["evaluation@top"].deps["data/images"] == lock["images"].outs["data/images"]
-    assert lock["images"].params == {"images.size": 3}
+    assert lock["prepare"].outs["data/images"].endswith(".dir") and len(lock["prepare"].outs["data/images"]) == 36
+    assert lock["judge@top"].deps["data/images"] == lock["prepare"].outs["data/images"]
+    assert lock["prepare"].params == {"images.size": 3}
 
 
 def test_flatten_joins_the_names_of_nested_mappings() -> None:

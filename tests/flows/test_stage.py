@@ -23,7 +23,7 @@ from flows.workspace import open_workspace
 from headwise.files import read_json, sha256_file
 from tests.flows.project import CONTENT, ROOT
 
-STAGES = ("images", "evaluation@top")
+STAGES = ("prepare", "judge@top")
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -46,8 +46,8 @@ def two_stages(folder: Path) -> dict[str, str]:
 
 
 def test_a_stages_lines_reach_the_runs_log_and_its_failure_is_one_sentence(project: Path) -> None:
-    result, run_id = one_stage("images", project)
-    assert (result.name, result.outcome) == ("images", "computed")
+    result, run_id = one_stage("prepare", project)
+    assert (result.name, result.outcome) == ("prepare", "computed")
     assert any("cp source.txt" in line for line in _log_of(run_id))
     with pytest.raises(StageFailed, match=r"^stage failing failed: ValueError: no such image$"):
         one_stage("failing", project)
@@ -82,7 +82,7 @@ def test_the_second_run_of_a_workspace_asks_dvc_once_and_recomputes_nothing(proj
     assert sorted(str(run.info.run_name) for run in runs) == sorted(STAGES)
     assert {run.data.metrics.get("loss.value") for run in runs} == {2.0, None}
     with get_client(sync_client=True) as prefect:
-        artifacts = prefect.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["evaluation-top"])))
+        artifacts = prefect.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["judge-top"])))
     assert [artifact.data for artifact in artifacts] == ['[{"quantity": "loss.value", "value": 2.0}]'] * 2
 
 

@@ -9,19 +9,19 @@ from flows.graph import reproduce, stale_stages
 from flows.workspace import find_run, open_workspace
 from tests.flows.project import CONTENT, commit, git
 
-OURS = {"images", "evaluation@top", "evaluation@bottom"}
+OURS = {"prepare", "judge@top", "judge@bottom"}
 
 
 def test_a_run_works_on_the_commit_and_recomputes_nothing_the_second_time(project: Path) -> None:
     (project / "source.txt").write_text("edited, not committed\n")
     with open_workspace("one", CONTENT) as workspace:
         assert workspace.commit == git(project, "rev-parse", "HEAD") and workspace.uncommitted == ("source.txt",)
-        assert reproduce("images", workspace.folder, print).outcome == "computed"
+        assert reproduce("prepare", workspace.folder, print).outcome == "computed"
         assert (workspace.folder / "data/images/all.txt").read_text() == "one\n"
     with open_workspace("one", CONTENT) as workspace:
-        assert reproduce("images", workspace.folder, print).outcome == "up to date"
+        assert reproduce("prepare", workspace.folder, print).outcome == "up to date"
     with open_workspace("two", CONTENT) as workspace:
-        assert reproduce("images", workspace.folder, print).outcome == "restored"  # from the cache that the checkout and its clones share
+        assert reproduce("prepare", workspace.folder, print).outcome == "restored"  # from the cache that the checkout and its clones share
     assert not (project / "data").exists()
 
 
@@ -34,8 +34,8 @@ def test_parameters_and_a_new_commit_make_stale_only_what_they_change(project: P
     with open_workspace("one", {**CONTENT, "scale": 7}) as workspace:
         assert workspace.commit == newest == git(workspace.folder, "rev-parse", "HEAD") and workspace.uncommitted == ()
         assert (stale_stages(workspace.folder) or frozenset()) & OURS == OURS
-        reproduce("images", workspace.folder, print)
-        reproduce("evaluation@top", workspace.folder, print)
+        reproduce("prepare", workspace.folder, print)
+        reproduce("judge@top", workspace.folder, print)
         metrics = json.loads((workspace.folder / "data/evaluations/top/metrics.json").read_text())
         assert metrics == {"loss": {"value": 7}}
 

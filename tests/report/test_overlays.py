@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from headwise.files import sha256_tree
+from headwise.attention.table import ATTENTION
+from headwise.files import sha256_tree, write_table
 from headwise.report.gallery import draw_gallery
 from headwise.report.overlays import CYAN, INFERNO, draw_outline, enlarge, mean_map, paint_attention, rank_heads, share_inside
 from headwise.scores.schema import HEADS
@@ -78,7 +79,7 @@ def test_the_brightest_cell_is_the_most_attended() -> None:
     map_ = np.array([[0.1, 0.2], [0.4, 0.05]])
     painted = paint_attention(image, map_, mask)
     for row, column in np.ndindex(2, 2):
-        level = round(map_[row, column] / 0.4 * 255)
+        level = round(float(map_[row, column]) / 0.4 * 255)
         assert np.abs(painted[10 + 20 * row, 10 + 20 * column] - 0.6 * INFERNO[level]).max() <= 1
 
 
@@ -121,3 +122,11 @@ def test_an_unreadable_image_is_passed_over(workspace: Path, tmp_path: Path) -> 
     copy = shutil.copytree(workspace / "data", tmp_path / "data")
     (copy / "images/images/0003.png").write_bytes(b"")
     assert len(draw_gallery(copy, tmp_path, [(2, 1)], [(0, 0)], 50)) == Size().examples - 1
+
+
+def test_a_model_that_saw_no_image_has_nothing_to_draw(workspace: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(workspace / "data", tmp_path / "data")
+    for part in (copy / "attention").glob("*/part.parquet"):
+        table = pl.read_parquet(part).with_columns(pl.lit(0, pl.Int16).alias("grid_height"), pl.lit(0, pl.Int16).alias("grid_width"))
+        write_table(table, part, ATTENTION)
+    assert draw_gallery(copy, tmp_path, [(2, 1)], [(0, 0)], 5) == []

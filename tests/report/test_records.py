@@ -35,12 +35,13 @@ def test_numbers_are_short_and_signed_with_a_minus() -> None:
 
 def test_a_calibration_is_summed_up_by_its_ends(tmp_path: Path) -> None:
     (tmp_path / "top").mkdir()
-    claim = {"layers": [3, 5], "trainable_parameters": 73_728, "base_sha256": "f" * 64}
+    claim = {"layers": [3, 5], "parameters": 73_728, "examples": 36, "base_sha256": "f" * 64, "proof": {"loaded": 0.0, "merged": 1.9e-6}}
     write_json(claim, tmp_path / "top" / "calibration.json")
     losses = pl.DataFrame({"step": range(20), "loss": [4.0, 2.0, *[9.0] * 16, 1.0, 0.5]})
     table = calibrations_table(tmp_path, {"top": losses, "all": losses.head(5)})
-    assert table.columns == ("", "layers", "trainable parameters", "steps", "first loss", "last loss")
-    assert table.rows == (("top", "3, 5", "73728", "20", "3.000", "0.750"), ("all", "–", "–", "5", "4.000", "9.000"))
+    assert table.columns[1:4] == ("layers", "parameters", "examples")
+    assert table.rows[0] == ("top", "3, 5", "73728", "36", "20", "3.000", "0.750", "0", "1.9e−06")
+    assert table.rows[1] == ("all", "–", "–", "–", "5", "4.000", "9.000", "–", "–")
 
 
 def test_a_long_list_of_bad_examples_is_cut_and_says_so(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import pytest
 
 from headwise.evaluation.compare import compare
 from headwise.evaluation.settings import Evaluation
-from headwise.report.results import change, judge, read_results, sort_arms
+from headwise.evaluation.table import ANSWERS
+from headwise.files import MANIFEST, read_json, write_json, write_table
+from headwise.report.results import Results, change, judge, read_results, sort_arms
 from tests.report.html_page import read_page
 
 
@@ -20,12 +22,12 @@ def answers(workspace: Path, arm: str, split: str) -> pl.DataFrame:
 
 def perplexity(frame: pl.DataFrame) -> float:
     captions = frame.filter(pl.col("task") == "caption")
-    return math.exp(captions["nats"].sum() / captions["tokens"].sum())
+    return math.exp(float(captions["nats"].sum()) / float(captions["tokens"].sum()))
 
 
 def accuracy(frame: pl.DataFrame, task: str | None = None) -> float:
     closed = frame.filter(pl.col("task") == task if task else pl.col("task") != "caption")
-    return sum(closed["right"].to_list()) / len(closed)
+    return float(closed["right"].to_numpy().astype(float).mean())
 
 
 @pytest.mark.parametrize("split", ["evaluation", "forgetting"])
@@ -45,23 +47,22 @@ def test_the_numbers_are_those_of_the_answers(workspace: Path, page: Path, split
 
 def test_the_intervals_are_those_of_the_comparison_that_decided(workspace: Path) -> None:
     settings = Evaluation(bootstrap=1000, sign_flips=1000)
-    frames = [pl.read_parquet(workspace / "data/evaluations" / arm / "answers.parquet") for arm in ("base", "top")]
-    expected = {(c.split, c.metric, c.task): f"{change(c, c.low)} to {change(c, c.high)}" for c in compare(*frames, settings)}
-    found = [
-        row.interval for split in read_results(workspace / "data/evaluations") for m in split.measures for row in m.rows if row.arm == "top"
-    ]
+    base, top = (pl.read_parquet(workspace / "data/evaluations" / arm / "answers.parquet") for arm in ("base", "top"))
+    expected = {(c.split, c.metric, c.task): f"{change(c, c.low)} to {change(c, c.high)}" for c in compare(base, top, settings)}
+    measures = [measure for split in read_results(workspace / "data/evaluations").splits for measure in split.measures]
+    found = [row.interval for measure in measures for row in measure.rows if row.arm == "top"]
     assert sorted(found) == sorted(expected.values())
 
 
 def test_every_measure_has_every_arm_and_headlines_come_first(workspace: Path) -> None:
-    for split in read_results(workspace / "data/evaluations"):
+    for split in read_results(workspace / "data/evaluations").splits:
         names = [measure.name for measure in split.measures]
         assert names == ["Caption perplexity", "Accuracy, all questions", "Accuracy, colour", "Accuracy, count", "Accuracy, exists"]
         assert all([row.arm for row in measure.rows] == ["top", "bottom"] for measure in split.measures)
 
 
 def test_bars_stay_on_their_scale_and_on_the_side_of_the_effect(workspace: Path) -> None:
-    for split in read_results(workspace / "data/evaluations"):
+    for split in read_results(workspace / "data/evaluations").splits:
         for row in (row for measure in split.measures for row in measure.rows):
             assert 2 <= row.low <= row.point <= row.high <= 98
             assert (row.low > row.zero) == (row.interval.startswith("+"))
@@ -82,7 +83,21 @@ def test_arms_are_in_the_order_of_the_question() -> None:
 def test_without_the_uncalibrated_model_or_an_arm_there_is_nothing_to_compare(workspace: Path, tmp_path: Path) -> None:
     evaluations = shutil.copytree(workspace / "data/evaluations", tmp_path / "evaluations")
     shutil.rmtree(evaluations / "top")
-    assert {row.arm for split in read_results(evaluations) for measure in split.measures for row in measure.rows} == {"bottom"}
+    assert arms(evaluations) == {"bottom"}
     shutil.rmtree(evaluations / "bottom")
-    assert read_results(evaluations) == []
-    assert read_results(tmp_path / "nowhere") == []
+    assert read_results(evaluations) == Results((), ())
+    assert read_results(tmp_path / "nowhere") == Results((), ())
+
+
+def test_an_arm_of_an_earlier_run_is_named_and_not_compared(workspace: Path, tmp_path: Path) -> None:
+    evaluations = shutil.copytree(workspace / "data/evaluations", tmp_path / "evaluations")
+    fewer = pl.read_parquet(evaluations / "bottom/answers.parquet").head(9)
+    write_table(fewer, evaluations / "bottom/answers.parquet", ANSWERS)
+    assert arms(evaluations) == {"top"} and read_results(evaluations).left_over == ("bottom",)
+    manifest = read_json(evaluations / "top" / MANIFEST)
+    write_json({**manifest, "model": "another"}, evaluations / "top" / MANIFEST)
+    assert read_results(evaluations) == Results((), ("top", "bottom"))
+
+
+def arms(evaluations: Path) -> set[str]:
+    return {row.arm for split in read_results(evaluations).splits for measure in split.measures for row in measure.rows}

@@ -145,16 +145,16 @@ def test_a_truncated_file_and_a_missing_column_are_refused(tmp_path: Path, table
 
 def test_memory_does_not_grow_with_the_examples(tmp_path: Path) -> None:
     def peak(number: int) -> int:
-        heads, visual = Heads(8, 8), 400
+        heads, visual = Heads(8, 8), 256
         rows = number * heads.rows
-        maps = np.random.default_rng(0).random((rows, visual)).astype(np.float16)  # 51 KB of maps per example
+        maps = np.random.default_rng(0).random((rows, visual)).astype(np.float16)  # 33 KB of maps per example
         layers, numbers = np.divmod(np.tile(np.arange(heads.rows), number), heads.num_heads)
         made = {
             "example_id": np.repeat(ids(number), heads.rows),
             "layer": layers,
             "head": numbers,
-            "grid_height": np.full(rows, 20),
-            "grid_width": np.full(rows, 20),
+            "grid_height": np.full(rows, 16),
+            "grid_width": np.full(rows, 16),
             **{name: np.zeros(rows, dtype=np.float32) for name in (*MEANS, "map_max", "text_image_map_max")},
         }
         lists = pa.ListArray.from_arrays(np.arange(0, rows * visual + 1, visual, dtype=np.int32), pa.array(maps.reshape(-1)))
@@ -165,5 +165,5 @@ def test_memory_does_not_grow_with_the_examples(tmp_path: Path) -> None:
         before = pa.total_allocated_bytes()
         return max(pa.total_allocated_bytes() - before for _ in stored_examples([part], heads, means=True))
 
-    small, large = peak(400), peak(1600)  # 20 MB and 82 MB of maps, each in one row group
+    small, large = peak(300), peak(1200)  # 10 MB and 39 MB of maps, each in one row group
     assert large < 1.2 * small

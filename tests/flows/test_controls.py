@@ -1,0 +1,65 @@
+"""The table of the controls, from answers made up so that the effects are known."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from flows.controls import CONTROLS, as_markdown, mean_answers, table_rows
+from headwise.evaluation.settings import Evaluation
+from headwise.evaluation.table import ANSWERS
+
+SETTINGS = Evaluation(bootstrap=200, sign_flips=200)
+NUM_IMAGES = 30
+
+
+def _answers(nats: float, seed: int) -> pl.DataFrame:
+    """A caption and a closed question for every image; `nats` per token, plus noise that differs between seeds."""
+    noise = np.random.default_rng(seed).normal(0, 0.02, NUM_IMAGES)
+    rows = []
+    for number in range(NUM_IMAGES):
+        base = {"image": f"{number}", "split": "evaluation", "answer": "", "valid": True, "tokens": 10}
+        rows.append({**base, "example_id": f"c{number}", "task": "caption", "right": None, "nats": 10 * (nats + noise[number])})
+        rows.append({**base, "example_id": f"q{number}", "task": "colour", "right": float(number % 2), "nats": 1.0})
+    return pl.DataFrame(rows, schema_overrides={"right": pl.Float32, "tokens": pl.Int32}).select(ANSWERS.names)
+
+
+BASE = _answers(2.0, 0)
+CELLS = {
+    0: {"base": BASE, "top": _answers(1.8, 1), "bottom": "stage calibration@bottom failed: ValueError: the loss is nan"},
+    1: {"base": BASE, "top": _answers(1.9, 2), "bottom": _answers(2.0, 3)},
+}
+
+
+def test_every_seed_has_a_row_and_the_mean_over_seeds_too() -> None:
+    rows = table_rows("scenes", ("top", "bottom"), CELLS, SETTINGS)
+    top = {row["seed"]: row for row in rows if row["arm"] == "top" and row["metric"] == "perplexity"}
+    assert set(top) == {0, 1, None}
+    assert top[None]["seeds"] == 2 and top[None]["effect"] == pytest.approx(np.sqrt(top[0]["effect"] * top[1]["effect"]))
+    assert top[None]["verdict"] == "gain" and 0.8 < top[None]["low"] < top[None]["effect"] < top[None]["high"] < 1
+
+
+def test_a_failed_cell_keeps_its_reason_and_the_mean_uses_the_others() -> None:
+    rows = table_rows("scenes", ("top", "bottom"), CELLS, SETTINGS)
+    (failed,) = [row for row in rows if row.get("reason")]
+    assert (failed["arm"], failed["seed"]) == ("bottom", 0) and "the loss is nan" in str(failed["reason"])
+    (mean,) = [row for row in rows if row["arm"] == "bottom" and row["seed"] is None and row["metric"] == "perplexity"]
+    assert mean["seeds"] == 1
+    text = as_markdown(rows)
+    assert "- scenes, bottom, seed 0: stage calibration@bottom failed: ValueError: the loss is nan" in text
+    assert {len(line.split("|")) for line in text.splitlines() if line.startswith("|")} == {12}
+
+
+def test_cells_that_all_failed_are_rows_without_numbers() -> None:
+    rows = table_rows("photos", ("top",), {0: {"base": "no cut-outs", "top": "no cut-outs"}}, SETTINGS)
+    assert [(row["arm"], row["reason"]) for row in rows] == [("top", "no cut-outs")]
+    assert set(rows[0]) <= set(CONTROLS.names) and "photos, top, seed 0: no cut-outs" in as_markdown(rows)
+
+
+def test_the_mean_of_answers_keeps_the_examples_and_averages_the_figures() -> None:
+    mean = mean_answers([_answers(1.8, 1), _answers(1.9, 2)])
+    assert mean["example_id"].to_list() == sorted(BASE["example_id"].to_list()) and mean.columns == list(ANSWERS.names)
+    both = [_answers(1.8, 1), _answers(1.9, 2)]
+    for frame in both:
+        assert frame["nats"].len() == mean["nats"].len()
+    assert mean["nats"].mean() == pytest.approx(np.mean([frame["nats"].mean() for frame in both]))
+    assert mean_answers([BASE]).equals(BASE.sort("example_id"))

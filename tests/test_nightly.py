@@ -1,0 +1,166 @@
+"""The whole night for real, on a tiny model with random weights: Prefect, DVC, MLflow, every step in a process of its own."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+from mlflow import MlflowClient
+from mlflow.pyfunc import load_model
+from prefect import flow
+from prefect.client.orchestration import get_client
+
+from flows.arguments import flow_arguments
+from flows.controls import run_cell
+from flows.nightly import Result, arm_stages, nightly, shared_stages
+from flows.parameters import Parameters
+from flows.promotion import Promotion
+from flows.tracking import open_client
+from headwise.calibration.settings import Lora
+from headwise.data import DataSource
+from headwise.evaluation.settings import Evaluation
+from headwise.files import read_json
+from headwise.observation import Observation
+from headwise.scores.head_impact import HeadImpact
+from headwise.selection import Criterion
+from headwise.vlm import load_vlm
+from tests import tiny
+from tests.flows.project import ROOT, commit, git
+
+pytestmark = pytest.mark.timeout(1500)
+
+
+@dataclass(frozen=True)
+class Night:
+    """A checkout in which the nightly flow ran twice with the same parameters."""
+
+    checkout: Path
+    parameters: Parameters
+    first: Result
+    second: Result
+    second_seconds: float
+
+    @property
+    def folder(self) -> Path:
+        return self.first.folder
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Iterator[Night]:
+    root = tmp_path_factory.mktemp("night")
+    model = tiny.save(tiny.new_tiny_vlm(), root / "model")
+    parameters = Parameters(
+        images=DataSource(calibration=16, evaluation=24, forgetting=16),
+        attention=Observation(model=str(model), dtype="float32"),
+        scores=HeadImpact(mask_threshold=0, min_examples=5, bootstrap=20),
+        selection=Criterion(k=2),
+        calibration=Lora(steps=2, batch_size=4),
+        evaluation=Evaluation(max_new_tokens=2, bootstrap=200, sign_flips=200),
+        arms=("top",),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(_checkout(root / "checkout"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        first = _run(parameters)
+        start = time.monotonic()
+        second = _run(parameters)
+        yield Night(root / "checkout", parameters, first, second, time.monotonic() - start)
+
+
+def _checkout(folder: Path) -> Path:
+    """This repository's graph and steps, as they lie here, in a commit."""
+    skipped = shutil.ignore_patterns("__pycache__", "weights", "tmp", "cache", "config.local")
+    for name in ("headwise", "tasks", ".dvc"):
+        shutil.copytree(ROOT / name, folder / name, ignore=skipped)
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "data/.gitignore"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    commit(folder)
+    return folder
+
+
+def _run(parameters: Parameters) -> Result:
+    result = nightly(**flow_arguments(parameters), promotion=Promotion(margin=0.5), name="tiny")
+    assert isinstance(result, Result)
+    return result
+
+
+def test_every_stage_ran_and_the_second_run_recomputed_nothing(night: Night) -> None:
+    assert list(night.first.recomputed) == [*shared_stages(night.parameters), *arm_stages("top")]
+    assert night.second.recomputed == ()
+    assert night.second.comparisons == night.first.comparisons
+
+
+def test_the_adapter_loads_in_the_model_and_is_the_one_that_was_traced(night: Night) -> None:
+    adapter = night.folder / "data/adapters/top"
+    assert load_vlm(night.parameters.attention.model, adapter=adapter, dtype="float32").num_layers == tiny.NUM_LAYERS
+    digest = read_json(adapter / "calibration.json")["adapter_sha256"]
+    assert read_json(night.folder / "lineage.json")["adapters"] == {"top": digest}
+    assert read_json(night.folder / "data/evaluations/top/manifest.json")["adapter_sha256"] == digest
+    version = open_client().get_model_version_by_alias("headwise", "challenger")
+    assert (str(version.version), version.tags["adapter.sha256"]) == ("1", digest)
+    assert len(open_client().search_model_versions("name = 'headwise'")) == 1
+
+
+def test_the_registered_model_answers(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{night.checkout / '.headwise/mlflow.db'}")
+    image = next((night.folder / "data/images/images").glob("*.png"))
+    answers = load_model("models:/headwise@challenger").predict([{"image": str(image), "question": "What colour?"}])
+    assert len(answers) == 1 and isinstance(answers[0], str)
+
+
+def test_mlflow_holds_a_parent_and_a_nested_run_per_stage_of_each_night(night: Night) -> None:
+    client: MlflowClient = open_client()
+    experiment = client.get_experiment_by_name("headwise")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    parents = {run.info.run_id: run for run in runs if run.info.run_name == "tiny"}
+    assert sorted(run.data.tags["recomputed"] == "nothing" for run in parents.values()) == [False, True]
+    stages = [*shared_stages(night.parameters), *arm_stages("top")]
+    for parent in parents:
+        nested = {str(run.info.run_name): run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent}
+        assert sorted(nested) == sorted(stages)
+        assert nested["evaluation@top"].data.metrics["evaluation.perplexity"] > 1
+        assert nested["calibration@top"].data.params["calibration.steps"] == "2"
+        assert nested["scores"].data.tags["dvc.md5.data/scores"].endswith(".dir")
+
+
+def test_lineage_names_the_run_that_computed(night: Night) -> None:
+    lineage = read_json(night.folder / "lineage.json")
+    assert lineage["git_commit"] == git(night.checkout, "rev-parse", "HEAD")
+    assert set(lineage["outcomes"].values()) == {"computed"}  # pyright: ignore[reportAttributeAccessIssue]  JSON
+    stages = lineage["stages"]
+    assert isinstance(stages, dict)
+    weights = stages["attention@0"]["deps"][night.parameters.attention.model]
+    assert {stage["deps"].get(night.parameters.attention.model, weights) for stage in stages.values()} == {weights}
+
+
+def test_the_report_and_prefects_artifacts_are_there(night: Night) -> None:
+    assert "<html" in night.first.report.read_text(encoding="utf-8").lower()
+    with get_client(sync_client=True) as client:
+        found = {artifact.key: artifact for artifact in client.read_artifacts()}
+    assert {"images", "masks", "scores", "attention-0", "evaluation-top", "baseline", "heat-map", "verdict"} <= set(found)
+    assert str(found["heat-map"].data).startswith("data:image/png;base64,")
+    assert "95 % interval" in str(found["verdict"].data)
+
+
+def test_a_run_that_changes_nothing_takes_seconds(night: Night) -> None:
+    """Without the imports, and however busy the machine is: a stage that DVC is asked about one by one would cost 12 times a second."""
+    assert night.second_seconds < 60
+
+
+def test_a_failed_cell_of_the_controls_is_a_cell_with_its_reason(night: Night) -> None:
+    impossible = replace(night.parameters, selection=Criterion(k=99), arms=("top", "bottom"))
+    cell = one_cell(impossible)
+    assert isinstance(cell, dict) and isinstance(cell["base"], pl.DataFrame)
+    assert all("k = 99 layers asked for, the model has 4" in str(cell[arm]) for arm in impossible.arms)
+
+
+@flow(persist_result=False)
+def one_cell(settings: Parameters) -> dict[str, pl.DataFrame | str]:
+    return run_cell("scenes", 0, settings)
