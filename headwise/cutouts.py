@@ -125,7 +125,7 @@ def _background(path: str) -> Image.Image:
 @lru_cache(maxsize=1024)
 def _cutout(path: str) -> Image.Image:
     image = Image.open(path).convert("RGBA")
-    box = image.getchannel("A").point(lambda alpha: 255 if alpha > 127 else 0).getbbox()
+    box = image.getchannel("A").point([0] * 128 + [255] * 128).getbbox()
     if box is None:
         raise ValueError(f"{path}: the cut-out is transparent all over")
     image = image.crop(box)

@@ -148,12 +148,12 @@ def _read_index(root: Path) -> list[dict[str, object]]:
 def _own_example(root: Path, folder: Path, example_id: str, row: dict[str, object], seen: dict[str, tuple[str, str]]) -> Example:
     """Check one row, and copy its image once. Raises BadExample with the reason."""
     image, question = row.get("image"), row.get("question")
-    given = row.get("answers") or ([row["answer"]] if row.get("answer") else None)
+    answers = _answers(row)
     if not isinstance(image, str) or not image:
         raise BadExample(f"{example_id}: no image in the index")
     if not isinstance(question, str) or not question.strip():
         raise BadExample(f"{example_id}: no question in the index")
-    if not isinstance(given, list) or not all(isinstance(answer, str) and answer for answer in given) or not given:
+    if not answers:
         raise BadExample(f"{example_id}: no answer in the index")
     if image not in seen:
         path = image_path(root, image)
@@ -170,7 +170,13 @@ def _own_example(root: Path, folder: Path, example_id: str, row: dict[str, objec
     stored, digest = seen[image]
     phrase = row.get("phrase")
     task = str(row.get("task") or "vqa")
-    return Example(example_id, stored, digest, question, tuple(given), str(phrase) if phrase else None, task, str(split))
+    return Example(example_id, stored, digest, question, answers, str(phrase) if phrase else None, task, str(split))
+
+
+def _answers(row: dict[str, object]) -> tuple[str, ...]:
+    """The texts under `answers`, or the one under `answer`."""
+    given = row.get("answers") or [row.get("answer")]
+    return tuple(text for text in given if isinstance(text, str) and text) if isinstance(given, list) else ()
 
 
 def _assigned_split(image: str) -> str:

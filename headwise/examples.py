@@ -121,8 +121,8 @@ def decode_image(content: bytes, name: str) -> Image.Image:
         raise BadExample(f"{name}: the file is empty")
     try:
         image = Image.open(BytesIO(content))
-        if getattr(image, "n_frames", 1) > 1:
-            raise BadExample(f"{name}: an animation of {image.n_frames} frames; give one frame")
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            raise BadExample(f"{name}: an animation of {frames} frames; give one frame")
         image = ImageOps.exif_transpose(image)
         return _to_rgb(image)
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from peft import LoraConfig, get_peft_model
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from transformers import FastVlmForConditionalGeneration, LlavaProcessor, get_cosine_schedule_with_warmup
 
@@ -82,8 +82,9 @@ def visual_features(
     model: FastVlmForConditionalGeneration, processor: LlavaProcessor, batch: Sequence[Composition]
 ) -> Float[Tensor, "image visual channel"]:
     """The frozen vision tower's features, one row per grid cell in reading order."""
-    pixels = processor.image_processor([c.image for c in batch], return_tensors="pt")["pixel_values"]
-    tower = model.model.vision_tower
+    images: Any = processor.image_processor
+    pixels = images([c.image for c in batch], return_tensors="pt")["pixel_values"]
+    tower: Any = model.model.vision_tower
     features = tower(pixels.to(tower.dtype)).last_hidden_state
     return features.flatten(2).transpose(1, 2)
 
@@ -250,7 +251,8 @@ def fit(
         align(model, processor, settings, photographs, progress)
     torch.manual_seed(settings.seed)
     lora = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=TARGETS, modules_to_save=[PROJECTOR])
-    adapted = get_peft_model(model.to(torch.bfloat16), lora, autocast_adapter_dtype=False)
+    nn.Module.to(model, torch.bfloat16)
+    adapted = get_peft_model(model, lora, autocast_adapter_dtype=False)
     if settings.compiled:
         for layer in model.model.language_model.layers:
             layer.compile(dynamic=True)
@@ -271,7 +273,7 @@ def fit(
             losses.clear()
         if (step + 1) % CHECKPOINT_STEPS == 0:
             weights.save(checkpoint, step + 1)
-    adapted.save_pretrained(out, save_embedding_layers=False)
+    adapted.save_pretrained(str(out), save_embedding_layers=False)
 
 
 def _pack_batch(

@@ -21,7 +21,6 @@ from transformers import (
     GgufConfig,
     LlavaProcessor,
     PreTrainedTokenizerFast,
-    TimmWrapperConfig,
 )
 
 from headwise.compositions import SIZE
@@ -77,8 +76,8 @@ def untrained() -> FastVlmForConditionalGeneration:
     )
     config = FastVlmConfig(
         text_config=language.config.to_dict(),
-        vision_config=TimmWrapperConfig(architecture=ARCHITECTURE, do_pooling=False, hidden_size=1280).to_dict(),
-        image_token_index=smol_tokenizer().convert_tokens_to_ids(IMAGE_TOKEN),
+        vision_config={"model_type": "timm_wrapper", "architecture": ARCHITECTURE, "do_pooling": False, "hidden_size": 1280},
+        image_token_index=smol_tokenizer().vocab[IMAGE_TOKEN],
         image_seq_length=(SIZE // PATCH) ** 2,
         tie_word_embeddings=True,
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 import polars as pl
 import pytest
 from mlflow import MlflowClient
-from mlflow.pyfunc import load_model
 from prefect import flow
 from prefect.client.orchestration import get_client
 
@@ -107,6 +106,8 @@ def test_the_adapter_loads_in_the_model_and_is_the_one_that_was_traced(night: Ni
 
 
 def test_the_registered_model_answers(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.pyfunc import load_model
+
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{night.checkout / '.headwise/mlflow.db'}")
     image = next((night.folder / "data/images/images").glob("*.png"))
     answers = load_model("models:/headwise@challenger").predict([{"image": str(image), "question": "What colour?"}])
