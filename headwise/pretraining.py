@@ -102,9 +102,10 @@ def align(
     mean taken off), plus the squared distance to the phrase's embedding. Without it the language model needs many thousand
     questions before it finds out that the visual tokens mean anything.
     """
-    embeddings = model.get_input_embeddings().weight.detach().float()
+    table: Any = model.get_input_embeddings()
+    embeddings = table.weight.detach().float()
     mean = embeddings.mean(0)
-    projector = model.model.multi_modal_projector.float()
+    projector: Any = model.model.multi_modal_projector.float()
     optimizer = torch.optim.AdamW(projector.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, settings.alignment_steps // 20, settings.alignment_steps)
     stream = compositions(settings, photographs, start=1_000_000_000)

@@ -63,7 +63,7 @@ def test_the_stream_of_images_is_seeded_and_goes_on_where_it_stopped() -> None:
 
 
 SHORT = Pretraining(
-    alignment_steps=2, steps=40, images_per_step=1, photographs=0.0, rank=2, learning_rate=3e-3, captions=0.0, compiled=False
+    alignment_steps=2, steps=40, images_per_step=1, photographs=0.0, rank=8, learning_rate=2e-2, captions=0.0, compiled=False
 )
 
 
