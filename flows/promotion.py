@@ -1,6 +1,7 @@
 """Which adapter is to be used: each is registered as `challenger`; `champion` it becomes only if shown to be better and harmless."""
 
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from importlib.metadata import version as installed
@@ -118,7 +119,9 @@ def _register(record: Record, adapter: Path, model: str, digest: str, name: str)
 
 def _log_model(record: Record, adapter: Path, config: Mapping[str, object]) -> None:
     """The adapter folder as a pyfunc model from code: a few MB, where `mlflow.transformers` would save the whole base model."""
-    from mlflow.pyfunc import save_model
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType")  # MLflow's words about its own types
+        from mlflow.pyfunc import save_model
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / MODEL

@@ -21,7 +21,7 @@ from flows.tracking import open_client
 from headwise.calibration.settings import Lora
 from headwise.data import DataSource
 from headwise.evaluation.settings import Evaluation
-from headwise.files import read_json
+from headwise.files import read_json, sha256_tree
 from headwise.observation import Observation
 from headwise.scores.head_impact import HeadImpact
 from headwise.selection import Criterion
@@ -99,7 +99,8 @@ def test_the_adapter_loads_in_the_model_and_is_the_one_that_was_traced(night: Ni
     assert load_vlm(night.parameters.attention.model, adapter=adapter, dtype="float32").num_layers == tiny.NUM_LAYERS
     digest = read_json(adapter / "calibration.json")["adapter_sha256"]
     assert read_json(night.folder / "lineage.json")["adapters"] == {"top": digest}
-    assert read_json(night.folder / "data/evaluations/top/manifest.json")["adapter_sha256"] == digest
+    evaluated = read_json(night.folder / "data/evaluations/top/manifest.json")["inputs"]
+    assert isinstance(evaluated, dict) and evaluated["adapter"] == sha256_tree(adapter)
     version = open_client().get_model_version_by_alias("headwise", "challenger")
     assert (str(version.version), version.tags["adapter.sha256"]) == ("1", digest)
     assert len(open_client().search_model_versions("name = 'headwise'")) == 1

@@ -72,9 +72,11 @@ def iou(binary: Bool[np.ndarray, "*map visual"], masks: Bool[np.ndarray, "mask v
     Tokens are counted as bits, 64 at a time: as fast as a matrix product on one core, and no thread pool to wait for on a busy machine.
     """
     looked, meant = _pack(binary), _pack(masks)
-    shared = sum(np.bitwise_count(looked[..., word, None] & meant[:, word]).astype(np.int32) for word in range(looked.shape[-1]))
-    union = np.bitwise_count(looked).sum(axis=-1, dtype=np.int32)[..., None] + np.bitwise_count(meant).sum(axis=-1, dtype=np.int32) - shared
-    return np.divide(shared, np.maximum(union, 1), dtype=np.float32)
+    shared = np.zeros((*looked.shape[:-1], len(meant)), dtype=np.float32)  # whole numbers, exact up to 2^24
+    for word in range(looked.shape[-1]):
+        shared += np.bitwise_count(looked[..., word, None] & meant[:, word])
+    sizes = [np.bitwise_count(words).sum(axis=-1, dtype=np.float32) for words in (looked, meant)]
+    return shared / np.maximum(sizes[0][..., None] + sizes[1] - shared, 1)
 
 
 def _pack(tokens: Bool[np.ndarray, "*row visual"]) -> UInt64[np.ndarray, "*row word"]:

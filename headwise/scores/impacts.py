@@ -87,20 +87,30 @@ def head_impacts(parts: Sequence[Path], heads: Heads, found: Survey, targets: Ma
     return Impacts(example_ids, **scores, by_threshold=by_threshold / len(example_ids))
 
 
-def _other_masks(targets: Mapping[str, np.ndarray], grids: Mapping[str, Grid], settings: HeadImpact) -> dict[Grid, dict[str, np.ndarray]]:
+@dataclass(frozen=True)
+class _OtherMasks:
+    """The examples that give the chance level of a grid, and their token masks."""
+
+    example_ids: list[str]
+    masks: Bool[np.ndarray, "mask visual"]
+
+
+def _other_masks(targets: Mapping[str, np.ndarray], grids: Mapping[str, Grid], settings: HeadImpact) -> dict[Grid, _OtherMasks]:
     """Per grid, one mask more than `chance_masks` where there are as many: an example among them is compared with the rest."""
     rng = np.random.default_rng(settings.seed)
-    chosen: dict[Grid, dict[str, np.ndarray]] = {}
+    chosen: dict[Grid, _OtherMasks] = {}
     for grid in sorted({grids[example_id] for example_id in targets}):
         ids = [example_id for example_id in sorted(targets) if grids[example_id] == grid]
-        picked = sorted(rng.permutation(len(ids))[: settings.chance_masks + 1].tolist())
-        chosen[grid] = {ids[i]: targets[ids[i]] for i in picked}
+        picked = [ids[i] for i in sorted(rng.permutation(len(ids))[: settings.chance_masks + 1].tolist())]
+        chosen[grid] = _OtherMasks(picked, np.stack([targets[example_id] for example_id in picked]))
     return chosen
 
 
-def _chance(binary: Bool[np.ndarray, "row visual"], example_id: str, masks: Mapping[str, np.ndarray]) -> Float32[np.ndarray, "row"] | float:
-    others = [mask for other, mask in masks.items() if other != example_id]
-    return iou(binary, np.stack(others)).mean(axis=1) if others else np.nan
+def _chance(binary: Bool[np.ndarray, "row visual"], example_id: str, others: _OtherMasks) -> Float32[np.ndarray, "row"] | float:
+    overlap = iou(binary, others.masks)
+    if example_id in others.example_ids:
+        overlap = np.delete(overlap, others.example_ids.index(example_id), axis=1)
+    return overlap.mean(axis=1) if overlap.shape[1] else np.nan
 
 
 def _impact_without_sinks(
