@@ -43,8 +43,8 @@ failed cell."""
 
 ARMS = replace(DEFAULTS, arms=("top", "bottom", "random", "all"))
 Row = dict[str, object]
-Answers = dict[str, pl.DataFrame]
-"""The answers of every arm of one cell, `base` among them."""
+Cell = Mapping[str, pl.DataFrame | str]
+"""The answers of every arm, `base` among them; of an arm that failed, the reason."""
 
 
 @flow(name="controls", persist_result=False)
@@ -67,7 +67,7 @@ def controls(
     return publish(rows)
 
 
-def run_cell(kind: Composed, seed: int, settings: Parameters) -> dict[str, pl.DataFrame | str]:
+def run_cell(kind: Composed, seed: int, settings: Parameters) -> Cell:
     """All arms of one data set and seed, in a workspace of their own; an arm that failed is its reason instead of its answers."""
     parameters = replace(
         settings,
@@ -75,13 +75,14 @@ def run_cell(kind: Composed, seed: int, settings: Parameters) -> dict[str, pl.Da
         selection=replace(settings.selection, seed=seed),
         calibration=replace(settings.calibration, seed=seed),
     )
-    with started(f"controls-{kind}-{seed}", parameters) as pipeline:
-        try:
+    try:
+        with started(f"controls-{kind}-{seed}", parameters) as pipeline:
             pipeline.run(shared_stages(parameters))
-        except StageFailed as error:
-            return dict.fromkeys((BASE, *parameters.arms), str(error))
-        base = read_answers(pipeline.workspace.folder, BASE)
-        return {BASE: base, **{arm: _answers_or_reason(pipeline, arm) for arm in parameters.arms}}
+            base = read_answers(pipeline.workspace.folder, BASE)
+            return {BASE: base, **{arm: _answers_or_reason(pipeline, arm) for arm in parameters.arms}}
+    except (StageFailed, ValueError) as error:
+        get_run_logger().error("controls, %s, seed %d: %s", kind, seed, error)
+        return dict.fromkeys((BASE, *parameters.arms), str(error))
 
 
 def _answers_or_reason(pipeline: Pipeline, arm: str) -> pl.DataFrame | str:
@@ -93,7 +94,7 @@ def _answers_or_reason(pipeline: Pipeline, arm: str) -> pl.DataFrame | str:
     return read_answers(pipeline.workspace.folder, arm)
 
 
-def table_rows(kind: str, arms: Sequence[str], cells: Mapping[int, Mapping[str, pl.DataFrame | str]], settings: Evaluation) -> list[Row]:
+def table_rows(kind: str, arms: Sequence[str], cells: Mapping[int, Cell], settings: Evaluation) -> list[Row]:
     """The rows of one data set: for each arm every seed, and the mean over the seeds that did not fail."""
     rows: list[Row] = []
     for arm in arms:

@@ -42,9 +42,9 @@ class DataSource:
         Literal["plain", "drift"],
         Field(description="what calibration and evaluation show: like pretraining, or other light, noise, grounds and names"),
     ] = "drift"
-    calibration: Annotated[int, Field(ge=1, description="images to score the heads on and to calibrate with")] = 240
-    evaluation: Annotated[int, Field(ge=1, description="images held out for the before/after table")] = 160
-    forgetting: Annotated[int, Field(ge=1, description="plain images of the forgetting probe, closed questions alone")] = 100
+    calibration: Annotated[int, Field(ge=1, description="images to score the heads on and to calibrate with")] = 160
+    evaluation: Annotated[int, Field(ge=1, description="images held out for the before/after table")] = 60
+    forgetting: Annotated[int, Field(ge=1, description="plain images of the forgetting probe, closed questions alone")] = 40
     seed: Annotated[int, Field(ge=0, description="seed of the images; the same seed gives the same bytes")] = 0
     max_bad_share: Annotated[float, Field(ge=0, le=1, description="share of rows that may be unusable before the step fails")] = 0.05
 

@@ -13,7 +13,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 
 from flows.arguments import flow_arguments
-from flows.controls import run_cell
+from flows.controls import Cell, run_cell
 from flows.nightly import Result, arm_stages, nightly, shared_stages
 from flows.parameters import Parameters
 from flows.promotion import Promotion
@@ -164,5 +164,5 @@ def test_a_failed_cell_of_the_controls_is_a_cell_with_its_reason(night: Night) -
 
 
 @flow(persist_result=False)
-def one_cell(settings: Parameters) -> dict[str, pl.DataFrame | str]:
+def one_cell(settings: Parameters) -> Cell:
     return run_cell("scenes", 0, settings)
