@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from flows.arguments import flow_arguments
 from flows.controls import Cell, run_cell
@@ -145,8 +146,10 @@ def test_lineage_names_the_run_that_computed(night: Night) -> None:
 def test_the_report_and_prefects_artifacts_are_there(night: Night) -> None:
     assert "<html" in night.first.report.read_text(encoding="utf-8").lower()
     with get_client(sync_client=True) as client:
-        found = {artifact.key: artifact for artifact in client.read_artifacts()}
-    assert {"images", "masks", "scores", "attention-0", "evaluation-top", "baseline", "heat-map", "verdict"} <= set(found)
+        wanted = ["images", "masks", "scores", "attention-0", "evaluation-top", "baseline", "heat-map", "verdict"]
+        chosen = ArtifactFilter(key=ArtifactFilterKey(any_=wanted))
+        found = {artifact.key: artifact for artifact in client.read_artifacts(artifact_filter=chosen)}
+    assert set(found) == set(wanted)
     assert str(found["heat-map"].data).startswith("data:image/png;base64,")
     assert "95 % interval" in str(found["verdict"].data)
 
