@@ -44,6 +44,14 @@ def _masks(folder: Path) -> Rows:
     return counts.sort("masks", descending=True).to_dicts()
 
 
+def _attention(folder: Path) -> Rows:
+    """Per layer, where the answers' attention falls; read without the module that owns the file, which would load torch."""
+    masses = ("visual_mass", "text_mass", "system_mass", "initial_mass")
+    rows = pl.scan_parquet(folder / "part.parquet").group_by("layer")
+    counts = rows.agg(pl.col("example_id").n_unique().alias("examples"), *(pl.col(name).mean().round(4) for name in masses))
+    return counts.sort("layer").collect().to_dicts()
+
+
 def _scores(folder: Path) -> Rows:
     heads = read_table(folder / HEADS_FILE, HEADS)
     return heads.pivot(on="statistic", index="layer", values="value", aggregate_function="mean").sort("layer").to_dicts()
@@ -67,6 +75,7 @@ def _selection(folder: Path) -> Rows:
 TABLES: dict[str, Callable[[Path], Rows]] = {
     "images": _images,
     "masks": _masks,
+    "attention": _attention,
     "scores": _scores,
     "selection": _selection,
     "evaluation": _evaluation,
