@@ -11,8 +11,8 @@ from benchmarks.embedded_model import measure
 from headwise import smol
 from headwise.vlm import VLM, generate, load_vlm
 
-FLOORS = {("scenes", "all"): 0.62, ("photos", "left or right"): 0.78}
-"""Below what the weights in the repository reach (LOG.md: 68 % and 86 %) by the noise of 60 images."""
+FLOORS = {("scenes", "all"): 0.55, ("photos", "left or right"): 0.70}
+"""Below what the weights in the repository reach (LOG.md: 68 % and 86 %) by the noise of 30 images."""
 MAX_MEGABYTES = 24
 
 
@@ -82,8 +82,9 @@ def test_merging_is_what_peft_computes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_it_answers_from_the_image_and_only_from_the_image(embedded: VLM) -> None:
-    rows = {(row["kind"], row["task"]): row for row in measure(embedded, number=60)}
+    rows = {(row["kind"], row["task"]): row for row in measure(embedded, number=30)}
     for key, floor in FLOORS.items():
         row = rows[key]
         assert row["accuracy"] >= floor, row
