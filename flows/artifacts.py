@@ -11,7 +11,7 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact, c
 from flows.summaries import Rows
 from headwise.evaluation.compare import Comparison
 
-RESULT_COLUMNS = ("arm", "split", "metric", "base", "calibrated", "effect", "95 % interval", "verdict")
+RESULT_COLUMNS = ("arm", "measure", "base", "calibrated", "change", "95 % interval", "verdict")
 
 
 def publish_table(stage: str, rows: Rows) -> None:
@@ -46,26 +46,19 @@ def before_after(results: Mapping[str, Sequence[Comparison]]) -> str:
 
 
 def before_after_rows(results: Mapping[str, Sequence[Comparison]]) -> list[tuple[str, ...]]:
-    """The cells of that table: a perplexity's effect is a ratio (better below 1), an accuracy's a difference (better above 0)."""
+    """The cells of that table: a perplexity's change is a ratio (better below 1), an accuracy's a difference (better above 0)."""
     return [
-        (
-            arm,
-            c.split,
-            c.metric,
-            f"{c.before:.4g}",
-            f"{c.after:.4g}",
-            _effect(c, c.effect),
-            f"{_effect(c, c.low)} to {_effect(c, c.high)}",
-            c.verdict,
-        )
+        (arm, f"{c.split} {c.metric}", f"{c.before:.4g}", f"{c.after:.4g}", *_change(c), c.verdict)
         for arm, comparisons in results.items()
         for c in comparisons
         if c.task is None
     ]
 
 
-def _effect(comparison: Comparison, value: float) -> str:
-    return f"x {value:.4f}" if comparison.metric == "perplexity" else f"{value:+.4f}"
+def _change(comparison: Comparison) -> tuple[str, str]:
+    c = comparison
+    sign, kind = ("", "x ") if c.metric == "perplexity" else ("+", "")
+    return f"{kind}{c.effect:{sign}.4f}", f"{c.low:{sign}.4f} to {c.high:{sign}.4f}"
 
 
 def _key(stage: str) -> str:

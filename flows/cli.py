@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="Find the attention heads that look where the question points, and recalibrate a vision-language model through them.",
 )
 EMBEDDED = "headwise-smol"
+WIDTH = 120
 BAD_INPUT, FAILED, TERMINATED = 2, 1, 128 + signal.SIGTERM
 
 DataOption = Annotated[str, typer.Option(help="`scenes` (drawn), `photos` (composed photographs), or a folder of your own.")]
@@ -93,8 +95,8 @@ def controls(
         ready()
         with without_tracebacks():
             page = controls_flow(settings=parameters, data=kinds, seeds=tuple(range(seeds)))
-        Console().print(page.read_text(encoding="utf-8"), markup=False)
-        Console().print(f"{page}", soft_wrap=True)
+        _console().print(page.read_text(encoding="utf-8"), markup=False)
+        _console().print(f"{page}", soft_wrap=True)
 
 
 @app.command()
@@ -117,7 +119,7 @@ def heads(
         columns, rows = best_heads(name, statistic, top)
         _print_table(f"{statistic}, best {len(rows)} heads", columns, rows)
         if png is not None:
-            Console().print(f"heat map: {draw_heat_map(name, statistic, png)}", soft_wrap=True)
+            _console().print(f"heat map: {draw_heat_map(name, statistic, png)}", soft_wrap=True)
 
 
 @app.command()
@@ -135,7 +137,7 @@ def report(
     with _plain_errors():
         from flows.inspection import write_run_report
 
-        Console().print(f"{write_run_report(name, out)}", soft_wrap=True)
+        _console().print(f"{write_run_report(name, out)}", soft_wrap=True)
 
 
 @app.command()
@@ -166,7 +168,7 @@ def data(
         columns, rows, bad = try_data(parameters.images)
         _print_table(f"{what}: examples by split and task", columns, rows)
         for example_id, reason in sorted(bad.items())[:20]:
-            Console().print(f"left out: {example_id}: {reason}", markup=False, soft_wrap=True)
+            _console().print(f"left out: {example_id}: {reason}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -237,17 +239,23 @@ def _show_result(result: "Result") -> None:
     from flows.artifacts import RESULT_COLUMNS, before_after_rows
 
     _print_table("Before and after", RESULT_COLUMNS, before_after_rows(result.comparisons))
-    console = Console()
+    console = _console()
     console.print(result.sentence, markup=False, highlight=False)
     console.print(f"recomputed: {', '.join(result.recomputed) or 'nothing'}", markup=False, highlight=False)
     console.print(f"report: {result.report}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _console() -> Console:
+    """Standard output; in a file or a log, wide enough for the tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
 def _print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    table = Table(*columns, title=title, title_justify="left")
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    _console().print(table)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ QUIET = {
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DVC_NO_ANALYTICS": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-"""Nothing is reported to anybody."""
+"""Nothing is reported to anybody, and no bar for copying a file."""
 
 
 def set_defaults() -> None:

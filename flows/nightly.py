@@ -1,6 +1,7 @@
 """The nightly flow: from images to a promoted adapter."""
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,14 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.artifacts import publish_heat_map, publish_verdict
-from flows.graph import remove_leftovers
+from flows.graph import remove_leftovers, stale_stages
 from flows.lineage import LINEAGE, write_lineage
 from flows.parameters import DEFAULTS, Arms, Parameters
 from flows.pipeline import Pipeline
 from flows.promotion import Promotion, Verdict, judge, promote
+from flows.server import check_reachable
 from flows.terminal import stage_bar
-from flows.tracking import open_client, recorded
+from flows.tracking import open_client, recorded, tracking_uri
 from flows.workspace import Workspace, open_workspace
 from headwise.calibration.settings import Lora
 from headwise.data import DataSource
@@ -90,15 +92,15 @@ def nightly(
 @contextmanager
 def started(name: str, parameters: Parameters) -> Iterator[Pipeline]:
     """The run's clone and its MLflow run, open together; outputs of arms that this run does not have are put away."""
-    params, client = parameters.as_params(), open_client()
+    params = parameters.as_params()
     planned = [*shared_stages(parameters), *(stage for arm in parameters.arms for stage in arm_stages(arm))]
-    with (
-        open_workspace(name, params) as workspace,
-        recorded(client, name, _tags(workspace)) as record,
-        stage_bar(len(planned)) as show,
-    ):
+    check_reachable(tracking_uri(), "MLFLOW_TRACKING_URI")
+    with open_workspace(name, params) as workspace, ThreadPoolExecutor(1) as beside:
         remove_leftovers(workspace.folder, planned)
-        yield Pipeline(workspace, record, show)
+        stale = beside.submit(stale_stages, workspace.folder)  # DVC looks while MLflow opens its store; each takes seconds
+        client = open_client()
+        with recorded(client, name, _tags(workspace)) as record, stage_bar(len(planned)) as show:
+            yield Pipeline(workspace, record, show, stale.result())
 
 
 def shared_stages(parameters: Parameters) -> list[str]:

@@ -1,11 +1,11 @@
 """The stages of one clone, run one after the other, each recorded in MLflow and shown in Prefect."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from prefect import get_run_logger
 
 from flows.artifacts import publish_table
-from flows.graph import Outcome, StageRun, read_lock, stale_stages
+from flows.graph import Outcome, StageRun, read_lock
 from flows.stage import run_stage
 from flows.summaries import stage_metrics, stage_table
 from flows.tracking import Record
@@ -15,12 +15,11 @@ from flows.workspace import Workspace
 class Pipeline:
     """Runs the stages of a workspace in the order they are asked for; `outcomes` tells what DVC did with each."""
 
-    def __init__(self, workspace: Workspace, record: Record, show: Callable[[str], object]) -> None:
-        """Ask DVC once what is stale, so that stages with nothing to do cost nothing. `show` hears the name of each stage that starts."""
-        self.workspace, self.record, self._show = workspace, record, show
+    def __init__(self, workspace: Workspace, record: Record, show: Callable[[str], object], stale: Collection[str] | None) -> None:
+        """`show` hears the name of each stage that starts; `stale` is what `stale_stages` said: a stage that is not in it costs nothing."""
+        self.workspace, self.record, self._show, self._stale = workspace, record, show, stale
         self.outcomes: dict[str, Outcome] = {}
-        self._stale = stale_stages(workspace.folder)
-        self._untouched = self._stale is not None
+        self._untouched = stale is not None
         logger = get_run_logger()
         logger.info("Workspace %s at commit %s", workspace.folder, workspace.commit[:12])
         if workspace.uncommitted:

@@ -79,6 +79,7 @@ def _start(listener: socket.socket) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=subprocess.STDOUT,
             pass_fds=[listener.fileno()],
+            start_new_session=True,  # Ctrl-C reaches the run alone, which still has to tell the server that it was stopped
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
 

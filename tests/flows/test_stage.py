@@ -14,7 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, LogFilter, LogFilterFlowRunId
 from prefect.runtime import flow_run
 
-from flows.graph import StageFailed, StageRun, reproduce
+from flows.graph import StageFailed, StageRun, reproduce, stale_stages
 from flows.lineage import write_lineage
 from flows.pipeline import Pipeline
 from flows.stage import run_stage
@@ -37,7 +37,7 @@ def one_stage(name: str, folder: Path) -> tuple[StageRun, str]:
 def two_stages(folder: Path) -> dict[str, str]:
     with open_workspace("one", CONTENT) as workspace, recorded(open_client(), "one", {}) as record:
         shown: list[str] = []
-        pipeline = Pipeline(workspace, record, shown.append)
+        pipeline = Pipeline(workspace, record, shown.append, stale_stages(workspace.folder))
         pipeline.run(STAGES)
         assert tuple(shown) == STAGES
         write_lineage(workspace, {"mlflow_run": record.run_id}, pipeline.outcomes)
