@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from headwise.attention.table import ATTENTION
+from headwise.attention.table import ATTENTION, part_writer
 from headwise.files import read_table, write_table
 from headwise.masks.rle import encode
 from headwise.masks.table import MASKS
@@ -54,7 +54,7 @@ def write_attention(path: Path, ids: list[str], rng: np.random.Generator) -> Non
     scalars = {name: rng.random(rows) for name in ATTENTION.names if name not in places}
     arrays = {name: lists if name.endswith("map") else pa.array((places | scalars)[name]) for name in ATTENTION.names}
     table = pa.table(arrays).select(ATTENTION.names).cast(ATTENTION)
-    with pq.ParquetWriter(path, ATTENTION, compression="zstd", use_dictionary=["example_id"]) as writer:  # pyright: ignore[reportArgumentType]
+    with part_writer(path) as writer:
         writer.write_table(table, row_group_size=64 * ROWS)
 
 

@@ -24,6 +24,7 @@ def set_defaults() -> None:
         os.environ.setdefault(name, value)
     root = _find_checkout()
     if root is not None:
+        (root / ".headwise").mkdir(exist_ok=True)  # Prefect makes its own home, but not the folder around it
         os.environ.setdefault("PREFECT_HOME", str(root / ".headwise" / "prefect"))
 
 

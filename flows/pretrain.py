@@ -2,9 +2,11 @@
 
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
+from pydantic import TypeAdapter
 
 from flows.environment import state
 from headwise.cutouts import installed_photographs
@@ -16,12 +18,13 @@ from headwise.smol import WEIGHTS, smol_path, smol_processor, untrained
 def pretrain(settings: Pretraining = Pretraining()) -> Path:  # noqa: B008  frozen
     """Train `headwise-smol` from SmolLM2 and EfficientNet-Lite0, put its weights into the package, and assemble the model.
 
-    A killed run goes on from its last checkpoint, minutes back.
+    A killed run goes on from its last checkpoint, minutes back; other settings start anew.
 
     Args:
         settings: Steps, data mixture, LoRA rank, learning rate and seed.
     """
-    trained = train(settings, state() / "pretrain")
+    digest = sha256(TypeAdapter(Pretraining).dump_json(settings)).hexdigest()
+    trained = train(settings, state() / "pretrain" / digest[:12])
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copyfile(trained / name, WEIGHTS / name)
     return smol_path()

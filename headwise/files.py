@@ -69,12 +69,16 @@ def write_table(table: pa.Table | pl.DataFrame, path: Path, schema: pa.Schema) -
 
 
 def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pl.DataFrame:
-    """Read a Parquet file, checked against its schema. Raises ValueError where columns or types differ, or the file is broken."""
+    """Read a Parquet file, checked against its schema.
+
+    Raises ValueError where columns differ, a value does not fit its column's type, or the file is broken.
+    """
     try:
         _check_columns(pq.read_schema(path), path, schema)
-        frame = pl.from_arrow(pq.read_table(path, columns=columns))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({error})") from error
+        names = columns or schema.names
+        frame = pl.from_arrow(pq.read_table(path, columns=names).cast(pa.schema([schema.field(name) for name in names])))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file of {', '.join(schema.names)} ({error})") from error
     assert isinstance(frame, pl.DataFrame)
     return frame
 

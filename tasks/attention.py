@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import polars as pl
-import pyarrow.parquet as pq
 from PIL import Image
 
-from headwise.attention import ATTENTION, PART, merge, observe, prove, to_table
+from headwise.attention import ATTENTION, PART, merge, observe, part_writer, prove, to_table
 from headwise.examples import INDEX, BadExample, Example, check_bad_share, open_image, read_examples, write_bad
 from headwise.files import new_folder, write_manifest
 from headwise.observation import Observation
@@ -38,7 +37,7 @@ def write_attention(images: Path, output: Path, observation: Observation, shard:
     print("proved:", ", ".join(f"{name} {figure:.1e}" for name, figure in figures.items()), flush=True)
     bad: dict[str, str] = {}
     with new_folder(output) as folder:
-        with pq.ParquetWriter(folder / PART, ATTENTION, compression="zstd") as writer, progress_bar(f"attention, shard {shard}") as show:
+        with part_writer(folder / PART) as writer, progress_bar(f"attention, shard {shard}") as show:
             for done, window in _chunks(examples, BATCHES_IN_MEMORY * observation.batch_size):
                 show(done, len(examples))
                 if parts := _observe_window(vlm, images, window, observation.batch_size, bad):

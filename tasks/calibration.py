@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
-from rich.progress import Progress
-
 from headwise.calibration.adapter import adapter_digest, parameter_count, prove_adapter, write_adapter
 from headwise.calibration.lora import LOSSES, LoraFit, fit_lora, training_examples
 from headwise.calibration.settings import Lora
@@ -16,6 +14,7 @@ from headwise.files import new_folder, write_json, write_manifest, write_table
 from headwise.observation import Observation
 from headwise.selection import SELECTION_FILE, Arm, Selection, read_selection
 from headwise.vlm import VLM, load_vlm, revision
+from tasks.progress import progress_bar
 from tasks.settings import read_settings
 
 IMAGES, SELECTIONS, ADAPTERS = Path("data/images"), Path("data/selections"), Path("data/adapters")
@@ -32,10 +31,9 @@ def calibrate(images: Path, selection: Path, output: Path, observed: Observation
     vlm = load_vlm(observed.model, dtype=observed.dtype)
     if chosen.num_layers != vlm.num_layers:
         raise ValueError(f"{selection}: chosen among {chosen.num_layers} layers, {observed.model} has {vlm.num_layers}")
-    with Progress() as progress:
-        bar = progress.add_task(f"calibration, arm {chosen.arm}", total=settings.steps)
+    with progress_bar(f"calibration, arm {chosen.arm}") as progress:
         examples = training_examples(read_examples(images, SPLIT), settings)
-        fit = fit_lora(vlm, images, examples, chosen.layers, settings, lambda done: progress.advance(bar, done))
+        fit = fit_lora(vlm, images, examples, chosen.layers, settings, progress)
     with new_folder(output) as folder:
         write_adapter(fit.config, fit.weights, observed.model, folder)
         write_table(fit.losses, folder / "losses.parquet", LOSSES)

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from rich.progress import Progress
-
 from headwise.evaluation.evaluate import evaluate
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.table import ANSWERS, ANSWERS_FILE, METRICS_FILE, metrics
@@ -15,6 +13,7 @@ from headwise.files import new_folder, write_json, write_manifest, write_table
 from headwise.observation import Observation
 from headwise.selection import Arm
 from headwise.vlm import load_vlm, revision
+from tasks.progress import progress_bar
 from tasks.settings import read_settings
 
 IMAGES, ADAPTERS, EVALUATIONS = Path("data/images"), Path("data/adapters"), Path("data/evaluations")
@@ -29,9 +28,8 @@ def write_evaluation(images: Path, adapter: Path | None, output: Path, observed:
     """
     examples = evaluated(images)
     vlm = load_vlm(observed.model, adapter=adapter, dtype=observed.dtype)
-    with Progress() as progress:
-        bar = progress.add_task(f"evaluation, arm {output.name}", total=len(examples))
-        answers, bad = evaluate(vlm, images, examples, settings, lambda done: progress.advance(bar, done))
+    with progress_bar(f"evaluation, arm {output.name}") as progress:
+        answers, bad = evaluate(vlm, images, examples, settings, progress)
     check_bad_share(bad, len(examples), settings.max_bad_share)
     with new_folder(output) as folder:
         write_table(answers, folder / ANSWERS_FILE, ANSWERS)

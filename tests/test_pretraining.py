@@ -26,8 +26,7 @@ def test_packed_loss_is_the_loss_of_the_separate_prompts() -> None:
     model, processor = vlm.base, vlm.processor
     batch = [composition(0), composition(1)]
     features = visual_features(model, processor, batch)
-    everything = torch.arange(features.shape[1])
-    loss, _ = answer_loss(model, features, [pack(QUESTIONS, processor, everything, features.shape[1]) for _ in batch])
+    loss, _ = answer_loss(model, features, [pack(QUESTIONS, processor, features.shape[1]) for _ in batch])
     nats, tokens = 0.0, 0
     for one in batch:
         for question in QUESTIONS:
@@ -42,11 +41,10 @@ def test_packed_loss_is_the_loss_of_the_separate_prompts() -> None:
 def test_a_question_never_sees_another_one() -> None:
     vlm = tiny.new_tiny_vlm()
     features = visual_features(vlm.base, vlm.processor, [composition(0)])
-    everything = torch.arange(features.shape[1])
 
     def last_loss(first_answer: str) -> float:
         questions = (Question("caption", "Describe the image.", first_answer), QUESTIONS[1])
-        packed = pack(questions, vlm.processor, everything, features.shape[1])
+        packed = pack(questions, vlm.processor, features.shape[1])
         only_last = packed.answer & (packed.group == 2)
         loss, _ = answer_loss(vlm.base, features, [type(packed)(packed.input_ids, packed.position_ids, packed.group, only_last)])
         return loss.item()

@@ -2,7 +2,7 @@
 
 from headwise.attention.observe import Observed, observe
 from headwise.attention.proof import prove
-from headwise.attention.table import ATTENTION, PART, merge, to_table
+from headwise.attention.table import ATTENTION, PART, merge, part_writer, to_table
 from headwise.observation import Observation
 
-__all__ = ["ATTENTION", "PART", "Observation", "Observed", "merge", "observe", "prove", "to_table"]
+__all__ = ["ATTENTION", "PART", "Observation", "Observed", "merge", "observe", "part_writer", "prove", "to_table"]

@@ -93,12 +93,17 @@ def learning_rate_factor(step: int, settings: Lora) -> float:
 
 
 def fit_lora(
-    vlm: VLM, folder: Path, examples: Sequence[Example], layers: Sequence[int], settings: Lora, progress: Callable[[int], object]
+    vlm: VLM,
+    folder: Path,
+    examples: Sequence[Example],
+    layers: Sequence[int],
+    settings: Lora,
+    progress: Callable[[int, int], object],
 ) -> LoraFit:
     """Train a LoRA on the first reference answers of the examples (their tokens and the end of turn), and nothing else.
 
     The adapter is fp32 on a base of any type. The model stays in evaluation mode, so that no running statistic moves, and is handed back
-    as it was. `progress` hears of each step. Raises ValueError on unknown layers, too many bad examples, or a loss that is not finite.
+    as it was. `progress` hears how many steps of how many are done. Raises ValueError on unknown layers, too many bad examples, or a loss that is not finite.
     """
     modules, before = target_modules(vlm, layers), weights_digest(vlm.base)
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=target_pattern(vlm, layers), lora_dropout=0.0)
@@ -177,7 +182,7 @@ def _train(
     parameters: Sequence[nn.Parameter],
     data: Iterator[tuple[Example, Image.Image | None]],
     settings: Lora,
-    progress: Callable[[int], object],
+    progress: Callable[[int, int], object],
 ) -> pl.DataFrame:
     """AdamW without weight decay; the loss of a step is the sum of its nats over the sum of its answer tokens. Returns the LOSSES table."""
     optimizer = AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
@@ -194,7 +199,7 @@ def _train(
         rows.append({"step": step, "loss": loss.item(), "learning_rate": schedule.get_last_lr()[0], "gradient_norm": norm.item()})
         optimizer.step()
         schedule.step()
-        progress(1)
+        progress(step + 1, settings.steps)
     losses = pl.from_arrow(pa.Table.from_pylist(rows, schema=LOSSES))
     assert isinstance(losses, pl.DataFrame)
     return losses

@@ -19,20 +19,22 @@ Row = dict[str, object]
 
 
 def evaluate(
-    vlm: VLM, folder: Path, examples: Sequence[Example], settings: Evaluation, progress: Callable[[int], object]
+    vlm: VLM, folder: Path, examples: Sequence[Example], settings: Evaluation, progress: Callable[[int, int], object]
 ) -> tuple[pl.DataFrame, dict[str, str]]:
     """The ANSWERS table, sorted by example, and the reason of each bad example.
 
     Every first reference answer is read for its nats (its tokens and the end of turn). Closed questions are answered too, greedily: where
     each token read was the likeliest, the reference is that answer, and only the others are generated. An answer is valid if it is,
     normalised, a reference of any question of its task here. Batches hold questions of like length, so that two models see the same
-    batches. `progress` hears how many examples each batch finished.
+    batches. `progress` hears how many examples of how many are done.
     """
     known, bad = known_answers(examples), dict[str, str]()
     rows: list[Row] = []
+    done = 0
     for batch in _batches(vlm, examples, settings.batch_size):
         rows += _answer(vlm, _opened(folder, batch, bad), known, settings.max_new_tokens, bad)
-        progress(len(batch))
+        done += len(batch)
+        progress(done, len(examples))
     answers = pl.from_arrow(pa.Table.from_pylist(rows, schema=ANSWERS))
     assert isinstance(answers, pl.DataFrame)
     return answers.sort("example_id"), bad

@@ -32,7 +32,7 @@ SETTINGS = Lora(rank=4, alpha=8, learning_rate=0.02, steps=8, batch_size=6)
 def fit(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "images"
     examples = write_dataset(folder, calibration=2)
-    return fit_lora(tiny.tiny_vlm(), folder, examples, (0, 2), SETTINGS, lambda done: None)
+    return fit_lora(tiny.tiny_vlm(), folder, examples, (0, 2), SETTINGS, lambda done, total: None)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_the_proof_holds_on_a_bfloat16_base(tmp_path):
     vlm = tiny.new_tiny_vlm()
     vlm.base.bfloat16()
     examples = write_dataset(tmp_path / "images", calibration=2)
-    fit = fit_lora(vlm, tmp_path / "images", examples, (1,), SETTINGS, lambda done: None)
+    fit = fit_lora(vlm, tmp_path / "images", examples, (1,), SETTINGS, lambda done, total: None)
     (tmp_path / "adapter").mkdir()
     write_adapter(fit.config, fit.weights, "tiny", tmp_path / "adapter")
     assert prove_adapter(vlm, tmp_path / "adapter", fit.probe, fit.logits).loaded == 0.0

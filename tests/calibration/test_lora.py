@@ -19,7 +19,7 @@ SETTINGS = Lora(rank=4, alpha=8, learning_rate=0.02, steps=12, batch_size=6, war
 LAYERS = (1, 3)
 
 
-def ignore(done: int) -> None:
+def ignore(done: int, total: int) -> None:
     """A progress that nobody watches."""
 
 
@@ -76,9 +76,10 @@ def test_the_digest_sees_one_flipped_bit_and_running_statistics():
 
 
 def test_the_loss_falls_when_it_overfits(data):
-    heard = []
-    found = fit_lora(tiny.tiny_vlm(), *data, (0, 1, 2, 3), replace(SETTINGS, steps=60, learning_rate=0.03), heard.append).losses
-    assert found.columns == LOSSES.names and found["step"].to_list() == list(range(60)) and sum(heard) == 60
+    heard: list[tuple[int, int]] = []
+    settings = replace(SETTINGS, steps=60, learning_rate=0.03)
+    found = fit_lora(tiny.tiny_vlm(), *data, (0, 1, 2, 3), settings, lambda done, total: heard.append((done, total))).losses
+    assert found.columns == LOSSES.names and found["step"].to_list() == list(range(60)) and heard == [(step + 1, 60) for step in range(60)]
     assert found["loss"][-5:].mean() < 0.5 * found["loss"][0]
 
 

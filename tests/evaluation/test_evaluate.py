@@ -17,7 +17,7 @@ from tests.dataset import write_dataset
 SETTINGS = Evaluation(batch_size=4, max_new_tokens=6)
 
 
-def ignore(done: int) -> None:
+def ignore(done: int, total: int) -> None:
     """A progress that nobody watches."""
 
 
@@ -29,9 +29,9 @@ def data(tmp_path_factory):
 
 def test_every_example_has_a_row_with_its_nats(data):
     folder, examples = data
-    heard = []
-    answers, bad = evaluate(tiny.tiny_vlm(), folder, examples, SETTINGS, heard.append)
-    assert answers["example_id"].to_list() == sorted(example.id for example in examples) and not bad and sum(heard) == len(examples)
+    heard: list[tuple[int, int]] = []
+    answers, bad = evaluate(tiny.tiny_vlm(), folder, examples, SETTINGS, lambda done, total: heard.append((done, total)))
+    assert answers["example_id"].to_list() == sorted(example.id for example in examples) and not bad and heard[-1] == (len(examples), len(examples))
     for example in examples:
         row = answers.row(by_predicate=pl.col("example_id") == example.id, named=True)
         image = tiny.Image.open(folder / example.image).convert("RGB")

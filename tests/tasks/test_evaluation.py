@@ -29,7 +29,7 @@ def place(tmp_path_factory):
     write_dataset(images, calibration=1, evaluation=4, forgetting=2)
     tiny.save(tiny.tiny_vlm(), folder / "model")
     lora = Lora(rank=4, alpha=8, learning_rate=0.03, steps=25, batch_size=6)
-    fit = fit_lora(tiny.tiny_vlm(), images, read_examples(images, "evaluation"), range(4), lora, lambda done: None)
+    fit = fit_lora(tiny.tiny_vlm(), images, read_examples(images, "evaluation"), range(4), lora, lambda done, total: None)
     (folder / "data/adapters/top").mkdir(parents=True)
     write_adapter(fit.config, fit.weights, "model", folder / "data/adapters/top")
     params = {"attention": {"model": "model", "dtype": "float32"}, "evaluation": {"batch_size": 4, "max_new_tokens": 3}}
