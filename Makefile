@@ -3,9 +3,10 @@ PYTHON ?= python3
 DATA ?= scenes
 BIN := .venv/bin
 READY := .venv/ready
+PACKAGES := tuxpaint-stamps-default lomiri-wallpapers-16.04 mate-backgrounds
 export SAM2_BUILD_CUDA = 0
 
-.PHONY: help install run controls pretrain check test slow bench clean photographs
+.PHONY: help install run controls pretrain check test slow bench clean forget photographs
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -20,8 +21,8 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
-run: $(READY) $(if $(filter photos,$(DATA)),photographs)  ## the nightly pipeline on DATA=scenes (default), DATA=photos or DATA=FOLDER
-	$(BIN)/headwise run --data $(DATA)
+run: $(READY) $(if $(subst photos,,$(DATA)),,photographs)  ## the nightly pipeline on DATA=scenes (default), DATA=photos or DATA=FOLDER
+	$(BIN)/headwise run --data '$(DATA)'
 
 controls: $(READY) photographs  ## top, bottom, random and all layers, three seeds, scenes and photographs; resumable
 	$(BIN)/headwise controls
@@ -45,10 +46,15 @@ slow: $(READY) photographs  ## the heavy proofs on the embedded model
 bench: $(READY)  ## the speed claims, both sides in one run
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
-photographs:  # the packages that the composed photographs are made from
-	@test -d /usr/share/tuxpaint/stamps -a -d /usr/share/backgrounds/mate || { command -v apt-get >/dev/null && test $$(id -u) = 0 \
-		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends tuxpaint-stamps-default lomiri-wallpapers-16.04 mate-backgrounds; } \
-		|| { echo 'The photographs come from Debian packages; as root:  apt-get install tuxpaint-stamps-default lomiri-wallpapers-16.04 mate-backgrounds' >&2; exit 1; }
+photographs:  # the packages that the composed photographs are made from, each known by a file of its own
+	@test -d /usr/share/tuxpaint/stamps && test -d /usr/share/backgrounds/mate && test -f /usr/share/backgrounds/Bridge_by_Sander_Klootwijk.jpg \
+		|| { command -v apt-get >/dev/null && test $$(id -u) = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends $(PACKAGES); } \
+		|| { echo 'The photographs come from Debian packages; as root:  apt-get install $(PACKAGES)' >&2; exit 1; }
 
-clean:  ## everything that was made here, except .venv
-	rm -rf .headwise .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+clean:  ## what the tools keep to be faster; no run is lost
+	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+forget:  ## FORCE=1 deletes all runs, their lineage, the model registry, pretraining's checkpoints and DVC's cache: nothing brings them back
+	@test '$(FORCE)' = 1 || { echo 'make forget deletes every run and registered adapter in .headwise and .dvc/cache; to do it:  make forget FORCE=1' >&2; exit 1; }
+	rm -rf .headwise .dvc/cache .dvc/tmp

@@ -44,7 +44,7 @@ def main(number: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "images").mkdir()
-        write_data(DataSource(calibration=number, evaluation=1, forgetting=1), root / "images", lambda done, total: None)
+        write_data(DataSource(calibration=number, evaluation=2, forgetting=2), root / "images", lambda done, total: None)
         write_masks(root / "images", root / "masks", MaskQuality())
         rows = []
         for name in ("attention", "scores"):

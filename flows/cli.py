@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 EMBEDDED = "headwise-smol"
 WIDTH = 120
-BAD_INPUT, FAILED, TERMINATED = 2, 1, 128 + signal.SIGTERM
+BAD_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 DataOption = Annotated[str, typer.Option(help="`scenes` (drawn), `photos` (composed photographs), or a folder of your own.")]
 ModelOption = Annotated[str, typer.Option(help="`headwise-smol`, a transformers folder, or an id on the Hugging Face Hub.")]
@@ -53,17 +53,17 @@ def run(
     - `headwise run --data ~/pictures --model ~/models/my-vlm --name mine`
     - `headwise run --set selection.k=6 --set calibration.steps=200`
     """
-    with _plain_errors():
-        from flows.arguments import flow_arguments, read_arguments, run_name
+    with plain_errors():
+        from flows.arguments import read_arguments
 
-        parameters, promotion = read_arguments(data, model, arms, settings)
+        night = read_arguments(data, model, arms, settings, name)
         ready = _servers()
         from flows.nightly import Result, nightly
         from flows.terminal import without_tracebacks
 
         ready()
         with without_tracebacks():
-            result = nightly(**flow_arguments(parameters), promotion=promotion, name=name or run_name(data))
+            result = nightly(night)
             assert isinstance(result, Result)
         _show_result(result)
 
@@ -83,11 +83,11 @@ def controls(
     - `headwise controls`
     - `headwise controls --data scenes --seeds 1`
     """
-    with _plain_errors():
+    with plain_errors():
         from flows.arguments import read_arguments, read_kinds
 
         kinds = read_kinds(data)
-        parameters, _ = read_arguments(kinds[0], model, arms, settings)
+        parameters = read_arguments(kinds[0], model, arms, settings)
         ready = _servers()
         from flows.controls import controls as controls_flow
         from flows.terminal import without_tracebacks
@@ -113,7 +113,7 @@ def heads(
     - `headwise heads`
     - `headwise heads --run photos --statistic visual_mass --png heads.png`
     """
-    with _plain_errors():
+    with plain_errors():
         from flows.inspection import best_heads, draw_heat_map
 
         columns, rows = best_heads(name, statistic, top)
@@ -134,7 +134,7 @@ def report(
     - `headwise report`
     - `headwise report --run photos --out /tmp/photos-report`
     """
-    with _plain_errors():
+    with plain_errors():
         from flows.inspection import write_run_report
 
         _console().print(f"{write_run_report(name, out)}", soft_wrap=True)
@@ -160,12 +160,12 @@ def data(
     - `headwise data scenes`
     - `headwise data ~/pictures`
     """
-    with _plain_errors():
+    with plain_errors():
         from flows.arguments import read_arguments
         from flows.inspection import try_data
 
-        parameters, _ = read_arguments(what, EMBEDDED, "top", settings)
-        columns, rows, bad = try_data(parameters.images)
+        parameters = read_arguments(what, EMBEDDED, "top", settings)
+        columns, rows, bad = try_data(parameters.images, parameters.calibration)
         _print_table(f"{what}: examples by split and task", columns, rows)
         for example_id, reason in sorted(bad.items())[:20]:
             _console().print(f"left out: {example_id}: {reason}", markup=False, soft_wrap=True)
@@ -182,7 +182,7 @@ def models(
     - `headwise models`
     - `headwise models headwise-smol`
     """
-    with _plain_errors():
+    with plain_errors():
         from flows.inspection import describe_model, known_families
 
         title, columns, rows = describe_model(model) if model else known_families()
@@ -190,22 +190,32 @@ def models(
 
 
 @contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """A mistake or a failed step is one line on stderr: exit code 2 for bad input, 1 for a step that failed, 143 when asked to stop."""
+def plain_errors() -> Iterator[None]:
+    """Whatever ends a command early is one line on stderr and an exit code.
+
+    2 for bad input, 1 for a step that failed, 130 for Ctrl-C, 143 for SIGTERM; every process group of a stage has ended by then, and the
+    MLflow run is closed.
+    """
     from flows.graph import Busy, StageFailed
 
     try:
-        with stoppable():
+        with _stoppable():
             yield
     except (StageFailed, Busy) as error:
-        _fail(error, FAILED)
+        _fail(str(error), FAILED)
     except (ValueError, OSError) as error:
-        _fail(error, BAD_INPUT)
+        _fail(str(error), BAD_INPUT)
+    except KeyboardInterrupt:
+        _fail("stopped by Ctrl-C; the same command goes on with the stage that it stopped in", INTERRUPTED)
+    except SystemExit as stop:
+        if stop.code != TERMINATED:
+            raise
+        _fail("stopped by SIGTERM; the same command goes on with the stage that it stopped in", TERMINATED)
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM unwinds the block with exit code 143, so that every process group ends and the MLflow run is closed."""
+def _stoppable() -> Iterator[None]:
+    """SIGTERM unwinds the block as SystemExit."""
 
     def stop(_number: int, _frame: object) -> NoReturn:
         raise SystemExit(TERMINATED)
@@ -217,8 +227,8 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _fail(error: Exception, code: int) -> NoReturn:
-    Console(stderr=True).print(f"headwise: {' '.join(str(error).split())}", style="red", markup=False, highlight=False, soft_wrap=True)
+def _fail(message: str, code: int) -> NoReturn:
+    Console(stderr=True).print(f"headwise: {' '.join(message.split())}", style="red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 
 
@@ -241,6 +251,8 @@ def _show_result(result: "Result") -> None:
     _print_table("Before and after", RESULT_COLUMNS, before_after_rows(result.comparisons))
     console = _console()
     console.print(result.sentence, markup=False, highlight=False)
+    for arm, reason in result.failed.items():
+        console.print(f"{arm} was left out: {reason}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"recomputed: {', '.join(result.recomputed) or 'nothing'}", markup=False, highlight=False)
     console.print(f"report: {result.report}", markup=False, highlight=False, soft_wrap=True)
 

@@ -13,17 +13,21 @@ from pydantic import AfterValidator, Field
 
 from flows.environment import state
 from flows.graph import StageFailed
-from flows.nightly import BASE, arm_stages, read_answers, shared_stages, started
+from flows.nightly import EVALUATIONS, arm_stages, read_answers, shared_stages, started
 from flows.parameters import COMPOSED, DEFAULTS, Composed, Kinds, Parameters, distinct
 from flows.pipeline import Pipeline
+from flows.workspace import CONTROLS as WORKSPACE
 from headwise.evaluation.compare import Comparison, compare
-from headwise.evaluation.settings import Evaluation
+from headwise.evaluation.conditions import check_conditions
+from headwise.evaluation.statistics import Statistics
+from headwise.evaluation.table import BASE
 from headwise.files import new_file, write_table
 
 CONTROLS = pa.schema(
     [
         ("data", pa.string()),
         ("arm", pa.string()),
+        ("against", pa.string()),
         ("seed", pa.int32()),
         ("seeds", pa.int32()),
         ("split", pa.string()),
@@ -38,10 +42,14 @@ CONTROLS = pa.schema(
         ("reason", pa.string()),
     ]
 )
-"""controls.parquet: one row per data set, arm, seed (null: the mean over `seeds` of them), split and metric, or with the `reason` of a
-failed cell."""
+"""controls.parquet: one row per data set, arm, the arm it is compared with (`base`, or an arm by the first one), seed (null: the mean over
+`seeds` of them), split and metric, or with the `reason` of a failed cell."""
 
 ARMS = replace(DEFAULTS, arms=("top", "bottom", "random", "all"))
+NOTE = (
+    "Effect: a ratio of perplexities (better below 1) or a difference of accuracies (above 0), paired by example and averaged over the "
+    "seeds. The interval is over images, for these seeds; how far the seeds differ stands beside it."
+)
 Row = dict[str, object]
 Cell = Mapping[str, pl.DataFrame | str]
 """The answers of every arm, `base` among them; of an arm that failed, the reason."""
@@ -53,17 +61,17 @@ def controls(
     data: Kinds = COMPOSED,
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(distinct)] = (0, 1, 2),
 ) -> Path:
-    """Calibrate every arm with every seed on every data set, and put the paired differences from the base model into one table.
+    """Calibrate every arm with every seed on every data set; compare each with the base model, and the first with the others, in one table.
 
     Args:
-        settings: The parameters that all cells share; `arms` are the rows of the table.
+        settings: The parameters that all cells share; `arms` are the rows of the table, the first is compared with the others.
         data: The data sets, in their drift variant.
         seeds: The seeds of the random layers, the LoRA's first weights and the order of the examples.
     """
     rows: list[Row] = []
     for kind in data:
         cells = {seed: run_cell(kind, seed, settings) for seed in seeds}
-        rows += table_rows(kind, settings.arms, cells, settings.evaluation)
+        rows += table_rows(kind, settings.arms, cells, settings.statistics)
     return publish(rows)
 
 
@@ -76,7 +84,7 @@ def run_cell(kind: Composed, seed: int, settings: Parameters) -> Cell:
         calibration=replace(settings.calibration, seed=seed),
     )
     try:
-        with started(f"controls-{kind}-{seed}", parameters) as pipeline:
+        with started(f"{WORKSPACE}{kind}-{seed}", parameters) as pipeline:
             pipeline.run(shared_stages(parameters))
             base = read_answers(pipeline.workspace.folder, BASE)
             return {BASE: base, **{arm: _answers_or_reason(pipeline, arm) for arm in parameters.arms}}
@@ -86,29 +94,38 @@ def run_cell(kind: Composed, seed: int, settings: Parameters) -> Cell:
 
 
 def _answers_or_reason(pipeline: Pipeline, arm: str) -> pl.DataFrame | str:
-    try:
-        pipeline.run(arm_stages(arm))
-    except StageFailed as error:
-        get_run_logger().error("%s: %s", pipeline.workspace.name, error)
-        return str(error)
-    return read_answers(pipeline.workspace.folder, arm)
+    folder = pipeline.workspace.folder
+    if reason := pipeline.attempt(arm_stages(arm)):
+        return reason
+    check_conditions([folder / EVALUATIONS / BASE, folder / EVALUATIONS / arm])
+    return read_answers(folder, arm)
 
 
-def table_rows(kind: str, arms: Sequence[str], cells: Mapping[int, Cell], settings: Evaluation) -> list[Row]:
-    """The rows of one data set: for each arm every seed, and the mean over the seeds that did not fail."""
+def table_rows(kind: str, arms: Sequence[str], cells: Mapping[int, Cell], settings: Statistics) -> list[Row]:
+    """The rows of one data set: every arm against the model as it was, then the first arm against every other one."""
+    failed = [
+        {"data": kind, "arm": arm, "against": BASE, "seed": seed, "seeds": 0, "reason": cell[arm]}
+        for arm in arms
+        for seed, cell in cells.items()
+        if isinstance(cell[arm], str)
+    ]
+    pairs = [*((BASE, arm) for arm in arms), *((other, arms[0]) for other in arms[1:])]
+    return failed + [row for before, after in pairs for row in _pair_rows(kind, before, after, cells, settings)]
+
+
+def _pair_rows(kind: str, before: str, after: str, cells: Mapping[int, Cell], settings: Statistics) -> list[Row]:
+    """Two arms compared: each seed in which neither failed, and the mean over those seeds."""
     rows: list[Row] = []
-    for arm in arms:
-        done: list[tuple[pl.DataFrame, pl.DataFrame]] = []
-        for seed, cell in cells.items():
-            base, answers = cell[BASE], cell[arm]
-            if isinstance(base, str) or isinstance(answers, str):
-                rows.append({"data": kind, "arm": arm, "seed": seed, "seeds": 0, "reason": answers})
-                continue
-            done.append((base, answers))
-            rows += [_row(kind, arm, seed, 1, comparison) for comparison in _headlines(base, answers, settings)]
-        if done:
-            before, after = (mean_answers([pair[side] for pair in done]) for side in (0, 1))
-            rows += [_row(kind, arm, None, len(done), comparison) for comparison in _headlines(before, after, settings)]
+    done: list[tuple[pl.DataFrame, pl.DataFrame]] = []
+    for seed, cell in cells.items():
+        first, second = cell[before], cell[after]
+        if isinstance(first, str) or isinstance(second, str):
+            continue
+        done.append((first, second))
+        rows += [_row(kind, before, after, seed, 1, comparison) for comparison in _headlines(first, second, settings)]
+    if done:
+        first, second = (mean_answers([pair[side] for pair in done]) for side in (0, 1))
+        rows += [_row(kind, before, after, None, len(done), comparison) for comparison in _headlines(first, second, settings)]
     return rows
 
 
@@ -124,13 +141,20 @@ def mean_answers(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     return averaged.sort("example_id").select(frames[0].columns)
 
 
-def _headlines(before: pl.DataFrame, after: pl.DataFrame, settings: Evaluation) -> list[Comparison]:
+def _headlines(before: pl.DataFrame, after: pl.DataFrame, settings: Statistics) -> list[Comparison]:
     return [comparison for comparison in compare(before, after, settings) if comparison.task is None]
 
 
-def _row(kind: str, arm: str, seed: int | None, seeds: int, comparison: Comparison) -> Row:
+def _row(kind: str, before: str, after: str, seed: int | None, seeds: int, comparison: Comparison) -> Row:
     found = {**asdict(comparison), "verdict": comparison.verdict}
-    return {"data": kind, "arm": arm, "seed": seed, "seeds": seeds, **{key: found[key] for key in CONTROLS.names if key in found}}
+    return {
+        "data": kind,
+        "arm": after,
+        "against": before,
+        "seed": seed,
+        "seeds": seeds,
+        **{key: found[key] for key in CONTROLS.names if key in found},
+    }
 
 
 def publish(rows: Sequence[Row]) -> Path:
@@ -146,18 +170,39 @@ def publish(rows: Sequence[Row]) -> Path:
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """The means over seeds as a table, with the range of the single seeds beside them, and then the cells that failed."""
-    columns = ("data", "arm", "split", "metric", "base", "calibrated", "effect", "95 % interval", "single seeds", "verdict")
+    """The means over seeds as a table, with the range of the single seeds beside them, the answer, and then the cells that failed."""
+    columns = ("data", "arm", "against", "split", "metric", "before", "after", "effect", "95 % interval", "single seeds", "verdict")
     means = [row for row in rows if row.get("seed") is None]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [_markdown_line(mean, [row for row in rows if _key(row) == _key(mean) and row is not mean]) for mean in means]
     failed = [f"- {row['data']}, {row['arm']}, seed {row['seed']}: {row['reason']}" for row in rows if row.get("reason")]
-    note = "Effect: a ratio of perplexities (better below 1) or a difference of accuracies (above 0), paired by example."
-    return "\n".join([*lines, "", note, *(["", "Cells that failed:", "", *failed] if failed else []), ""])
+    return "\n".join([*lines, "", NOTE, "", *answers(means), *(["", "Cells that failed:", "", *failed] if failed else []), ""])
+
+
+def answers(means: Sequence[Row]) -> list[str]:
+    """For each data set the paper's question in one sentence, answered by the caption perplexity of the first arm against the others'.
+
+    It matters where the first arm differs from another one with the whole interval on one side of 1; else it was not shown. `all` is
+    compared but does not decide: it differs in how many layers, too.
+    """
+    decisive = [row for row in means if row["against"] != BASE and (row["split"], row["metric"]) == ("evaluation", "perplexity")]
+    sentences = []
+    for kind in dict.fromkeys(row["data"] for row in decisive):
+        found = [row for row in decisive if row["data"] == kind]
+        answer = "yes" if any(row["verdict"] != "no gain" and row["against"] != "all" for row in found) else "not shown"
+        sentences.append(
+            f"Does it matter on {kind} which layers are calibrated? By the captions, {answer}: {'; '.join(map(_words, found))}."
+        )
+    return sentences
+
+
+def _words(row: Row) -> str:
+    relation = {"gain": "is better than", "loss": "is worse than"}.get(str(row["verdict"]), "is not shown to differ from")
+    return f"{row['arm']} {relation} {row['against']} (ratio {row['effect']:.4f}, 95 % interval {row['low']:.4f} to {row['high']:.4f})"
 
 
 def _key(row: Row) -> tuple[object, ...]:
-    return tuple(row.get(name) for name in ("data", "arm", "split", "metric"))
+    return tuple(row.get(name) for name in ("data", "arm", "against", "split", "metric"))
 
 
 def _markdown_line(mean: Row, single: Sequence[Row]) -> str:

@@ -98,6 +98,7 @@ def _reason(lines: Sequence[str]) -> str:
 @contextlib.contextmanager
 def _process(command: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that leads its own group; whatever ends the block, no member of the group outlives it."""
+    signal.siginterrupt(signal.SIGINT, True)  # Polars lets interrupted reads go on, and Ctrl-C would wait for the stage's next line
     with subprocess.Popen(
         command,
         cwd=folder,
@@ -150,7 +151,7 @@ def read_lock(folder: Path) -> dict[str, Locked]:
 
 
 def remove_leftovers(folder: Path, planned: Collection[str]) -> None:
-    """Delete the outputs of stages that ran here under other parameters and are not planned now; DVC's cache keeps them."""
+    """Delete the outputs of every stage that ran here and is not planned now; DVC's cache keeps them."""
     leftover = {path for name, locked in read_lock(folder).items() if name not in planned for path in locked.outs}
     for path in leftover:
         shutil.rmtree(folder / path, ignore_errors=True)

@@ -5,12 +5,13 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 
-from flows.lineage import LINEAGE
+from flows.lineage import read_lineage, report_ids
 from flows.parameters import EMBEDDED
 from flows.workspace import find_run
-from headwise.data import DataSource, write_data
+from headwise.calibration.settings import Lora
+from headwise.data import DataSource, check_data, write_data
 from headwise.examples import check_bad_share, read_examples
-from headwise.files import read_json, read_table
+from headwise.files import read_table
 from headwise.scores.schema import HEADS, HEADS_FILE
 
 Columns = tuple[str, ...]
@@ -50,17 +51,14 @@ def draw_heat_map(name: str | None, statistic: str, png: Path) -> Path:
 
 
 def write_run_report(name: str | None, out: Path | None) -> Path:
-    """Write the report of a run again, with the ids that its lineage holds."""
+    """Write the report of a run again, with the ids and the verdict that its lineage holds."""
     from headwise.report.page import write_report
 
     folder = find_run(name)
-    lineage = read_json(folder / LINEAGE) if (folder / LINEAGE).is_file() else {}
-    ids = lineage.get("ids", {})
-    assert isinstance(ids, dict)
-    return write_report(folder, out or folder / "report", {str(key): str(value) for key, value in ids.items()})
+    return write_report(folder, out or folder / "report", report_ids(read_lineage(folder)))
 
 
-def try_data(source: DataSource) -> tuple[Columns, Cells, dict[str, str]]:
+def try_data(source: DataSource, training: Lora) -> tuple[Columns, Cells, dict[str, str]]:
     """Build the data set in a temporary folder: its examples by split and task, and the rows left out with their reasons.
 
     Raises ValueError if a run on it would fail.
@@ -70,6 +68,7 @@ def try_data(source: DataSource) -> tuple[Columns, Cells, dict[str, str]]:
         bad = write_data(source, folder, lambda done, total: None)
         examples = read_examples(folder)
     check_bad_share(bad, len(bad) + len(examples), source.max_bad_share)
+    check_data(examples, training)
     shown = [{"split": e.split, "task": e.task, "image": e.image, "phrase": e.phrase} for e in examples]
     groups = pl.DataFrame(shown, infer_schema_length=None).group_by("split", "task")
     counts = groups.agg(pl.len(), pl.col("image").n_unique().alias("images"), pl.col("phrase").count()).sort("split", "task")

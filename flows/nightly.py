@@ -1,9 +1,9 @@
 """The nightly flow: from images to a promoted adapter."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import polars as pl
@@ -12,81 +12,62 @@ from prefect.runtime import flow_run
 
 from flows.artifacts import publish_heat_map, publish_verdict
 from flows.graph import remove_leftovers, stale_stages
-from flows.lineage import LINEAGE, write_lineage
-from flows.parameters import DEFAULTS, Arms, Parameters
+from flows.lineage import LINEAGE, judgement_digest, read_lineage, report_ids, write_lineage
+from flows.parameters import Night, Parameters, located
 from flows.pipeline import Pipeline
-from flows.promotion import Promotion, Verdict, judge, promote
-from flows.server import check_reachable
+from flows.promotion import Verdict, against_base, against_champion, against_uncommitted, verdict
+from flows.registry import (
+    BASE_TAG,
+    DIGEST_TAG,
+    JUDGEMENT_TAG,
+    Adapter,
+    fetch_adapter,
+    find_champion,
+    find_version,
+    promote,
+    read_adapter,
+    registered_name,
+)
 from flows.terminal import stage_bar
-from flows.tracking import open_client, recorded, tracking_uri
+from flows.tracking import open_client, recorded
 from flows.workspace import Workspace, open_workspace
-from headwise.calibration.settings import Lora
-from headwise.data import DataSource
 from headwise.evaluation.compare import Comparison, compare
-from headwise.evaluation.settings import Evaluation
-from headwise.evaluation.table import ANSWERS, ANSWERS_FILE
+from headwise.evaluation.conditions import check_conditions
+from headwise.evaluation.statistics import Statistics
+from headwise.evaluation.table import ANSWERS, ANSWERS_FILE, BASE, CHAMPION
 from headwise.files import read_table
-from headwise.masks.quality import MaskQuality
-from headwise.observation import Observation
-from headwise.scores.head_impact import HeadImpact
-from headwise.selection import SELECTION_FILE, Criterion, read_selection
+from headwise.selection import SELECTION_FILE, read_selection
 
-BASE = "base"
+ADAPTERS, EVALUATIONS, REPORT = Path("data/adapters"), Path("data/evaluations"), Path("report/index.html")
+NIGHT = Night()
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ended in: its clone, what was recomputed, every arm compared with the base model, the sentence, the report."""
+    """What a run ended in: its clone, what was recomputed, every arm compared with the base model, the controls that failed with their
+    reasons, the sentence, the report.
+    """
 
     folder: Path
     recomputed: tuple[str, ...]
     comparisons: Mapping[str, list[Comparison]]
+    failed: Mapping[str, str]
     sentence: str
     report: Path
 
 
 @flow(name="nightly", persist_result=False)
-def nightly(
-    images: DataSource = DEFAULTS.images,
-    masks: MaskQuality = DEFAULTS.masks,
-    attention: Observation = DEFAULTS.attention,
-    scores: HeadImpact = DEFAULTS.scores,
-    selection: Criterion = DEFAULTS.selection,
-    calibration: Lora = DEFAULTS.calibration,
-    evaluation: Evaluation = DEFAULTS.evaluation,
-    promotion: Promotion = Promotion(),  # noqa: B008  frozen
-    arms: Arms = DEFAULTS.arms,
-    name: str = "nightly",
-) -> Result:
+def nightly(settings: Night = NIGHT) -> Result:
     """Find the layers that look where the question points, recalibrate the model through them, and promote the adapter if it is better.
 
     Args:
-        images: The data: drawn scenes, composed photographs, or a folder of your own.
-        masks: Which objects' masks are good enough.
-        attention: Which model is observed, and how.
-        scores: How attention and masks become a score per head.
-        selection: By which score, and how many layers.
-        calibration: The LoRA on the chosen layers.
-        evaluation: How models are asked, and how sure a comparison has to be.
-        promotion: When the adapter becomes the champion.
-        arms: Which layers to calibrate; the first arm is the candidate, the others are its controls.
-        name: The run's workspace; the same name again recomputes only what changed.
+        settings: What is computed, when the adapter becomes the champion, and in which workspace.
     """
-    parameters = Parameters(
-        images=images,
-        masks=masks,
-        attention=attention,
-        scores=scores,
-        selection=selection,
-        calibration=calibration,
-        evaluation=evaluation,
-        arms=arms,
-    )
-    with started(name, parameters) as pipeline:
-        pipeline.run(shared_stages(parameters))
-        for arm in arms:
-            pipeline.run(arm_stages(arm))
-        return conclude(pipeline, parameters, promotion)
+    candidate, *controls = settings.arms
+    with started(settings.name, settings) as pipeline:
+        pipeline.run([*shared_stages(settings), *arm_stages(candidate)])
+        failed = {arm: reason for arm in controls if (reason := pipeline.attempt(arm_stages(arm)))}
+        return conclude(pipeline, settings, failed)
 
 
 @contextmanager
@@ -94,13 +75,13 @@ def started(name: str, parameters: Parameters) -> Iterator[Pipeline]:
     """The run's clone and its MLflow run, open together; outputs of arms that this run does not have are put away."""
     params = parameters.as_params()
     planned = [*shared_stages(parameters), *(stage for arm in parameters.arms for stage in arm_stages(arm))]
-    check_reachable(tracking_uri(), "MLFLOW_TRACKING_URI")
     with open_workspace(name, params) as workspace, ThreadPoolExecutor(1) as beside:
         remove_leftovers(workspace.folder, planned)
         stale = beside.submit(stale_stages, workspace.folder)  # DVC looks while MLflow opens its store; each takes seconds
         client = open_client()
         with recorded(client, name, _tags(workspace)) as record, stage_bar(len(planned)) as show:
-            yield Pipeline(workspace, record, show, stale.result())
+            found = stale.result()
+            yield Pipeline(workspace, record, show, frozenset() if found is None else frozenset(planned) - found)
 
 
 def shared_stages(parameters: Parameters) -> list[str]:
@@ -115,55 +96,89 @@ def arm_stages(arm: str) -> list[str]:
 
 def read_answers(folder: Path, arm: str) -> pl.DataFrame:
     """What an arm answered, example by example; `base` is the model as it was."""
-    return read_table(folder / "data" / "evaluations" / arm / ANSWERS_FILE, ANSWERS)
+    return read_table(folder / EVALUATIONS / arm / ANSWERS_FILE, ANSWERS)
 
 
-def compare_arms(folder: Path, parameters: Parameters) -> dict[str, list[Comparison]]:
-    """Every arm against the model as it was, on the same examples."""
-    base = read_answers(folder, BASE)
-    return {arm: compare(base, read_answers(folder, arm), parameters.evaluation) for arm in parameters.arms}
+def compare_arms(folder: Path, before: str, after: Sequence[str], settings: Statistics) -> dict[str, list[Comparison]]:
+    """Arms against another one, on the same examples. Raises ValueError where they were not evaluated under the same conditions."""
+    check_conditions([folder / EVALUATIONS / arm for arm in (before, *after)])
+    answers = read_answers(folder, before)
+    return {arm: compare(answers, read_answers(folder, arm), settings) for arm in after}
 
 
-def conclude(pipeline: Pipeline, parameters: Parameters, promotion: Promotion) -> Result:
-    """Compare, show, write report and lineage, and at the very end register and promote: an alias never names what is not stored."""
-    folder, candidate = pipeline.workspace.folder, parameters.arms[0]
-    comparisons = compare_arms(folder, parameters)
-    verdict = judge(comparisons[candidate], promotion.margin)
-    _show(pipeline, candidate, verdict, comparisons)
-    report = _report(pipeline, verdict)
-    _write_lineage(pipeline)
-    pipeline.record.tags({"verdict": verdict.sentence, "recomputed": ", ".join(pipeline.recomputed) or "nothing"})
-    adapter = folder / "data" / "adapters" / candidate
-    sentence = promote(pipeline.record, adapter, parameters.attention.model, verdict, promotion, changed=pipeline.changed)
-    return Result(folder, tuple(pipeline.recomputed), comparisons, sentence, report)
+def conclude(pipeline: Pipeline, settings: Night, failed: Mapping[str, str]) -> Result:
+    """Compare, and unless this very judgement is recorded: judge, show, write report and lineage, and at the very end promote.
+
+    An alias therefore never names what is not stored, and a run that was cut short anywhere is concluded by the next one.
+    """
+    folder, client, name = pipeline.workspace.folder, pipeline.record.client, registered_name(settings)
+    arms = [arm for arm in settings.arms if arm not in failed]
+    adapter = read_adapter(folder / ADAPTERS / arms[0])
+    comparisons = compare_arms(folder, BASE, arms, settings.statistics)
+    rules = {"promotion": asdict(settings.promotion), "statistics": asdict(settings.statistics)}
+    digest, lineage = judgement_digest(pipeline.workspace, pipeline.outcomes, rules), read_lineage(folder)
+    version = find_version(client, name, adapter)
+    recorded_digest = version.tags.get(JUDGEMENT_TAG) if version else None
+    if version and recorded_digest == lineage.get("judgement") == digest and (folder / REPORT).is_file():
+        sentence = f"Nothing changed: the adapter is version {version.version} of {name!r} already. {lineage['verdict']}"
+        _record(pipeline, comparisons, str(lineage["verdict"]))
+    else:
+        rival, against = _against_champion(pipeline, settings, adapter)
+        comparisons |= against
+        code = pipeline.workspace.uncommitted_code
+        found = verdict([against_base(comparisons[arms[0]], settings.promotion.margin), *rival, *against_uncommitted(code)])
+        judged = {"judgement": digest, "rules": rules, "verdict": found.sentence, "failed": dict(failed)}
+        write_lineage(pipeline.workspace, pipeline.outcomes, _ids(pipeline), judged)
+        _publish_heat_map(folder, arms[0])
+        _write_report(pipeline)
+        _record(pipeline, comparisons, found.sentence)
+        sentence = promote(pipeline.record, name, adapter, located(settings.attention.model), found, digest)
+    return Result(folder, tuple(pipeline.recomputed), comparisons, failed, sentence, folder / REPORT)
 
 
-def _show(pipeline: Pipeline, candidate: str, verdict: Verdict, comparisons: Mapping[str, list[Comparison]]) -> None:
-    data = pipeline.workspace.folder / "data"
-    selection = read_selection(data / "selections" / candidate / SELECTION_FILE)
-    if pipeline.changed:
-        publish_heat_map(data / "scores", selection.criterion.statistic, selection.layers)
-    publish_verdict(verdict.sentence, comparisons)
+def _against_champion(pipeline: Pipeline, settings: Night, candidate: Adapter) -> tuple[list[Verdict], dict[str, list[Comparison]]]:
+    """Ask the champion so far what the candidate was asked: the verdict on the two, and the champion's comparison with the base model.
+
+    Nothing where there is no champion, or where the candidate is it. A champion that cannot be asked is not replaced; one of other base
+    weights is, as nothing can be said about the two.
+    """
+    champion = find_champion(pipeline.record.client, registered_name(settings))
+    if champion is None or champion.tags.get(DIGEST_TAG) == candidate.sha256:
+        return [], {}
+    if champion.tags.get(BASE_TAG) != candidate.base_sha256:
+        return [Verdict(True, f"version {champion.version}, the champion so far, is for other base weights, so they were not compared")], {}
+    folder, arm = pipeline.workspace.folder, settings.arms[0]
+    try:
+        fetch_adapter(pipeline.record.client, champion, folder / ADAPTERS / CHAMPION)
+        pipeline.workspace.write_params({**settings.as_params(), "evaluated": [*settings.arms, CHAMPION]})
+        reason = pipeline.attempt([f"evaluation@{CHAMPION}"])
+    except ValueError as error:
+        reason = str(error)
+    if reason:
+        return [Verdict(False, f"version {champion.version}, the champion so far, could not be asked ({reason})")], {}
+    against = compare_arms(folder, CHAMPION, [arm], settings.statistics)[arm]
+    return [against_champion(against, str(champion.version))], compare_arms(folder, BASE, [CHAMPION], settings.statistics)
 
 
-def _report(pipeline: Pipeline, verdict: Verdict) -> Path:
-    """The HTML report beside the clone's data; drawn again only if there is something new to draw."""
-    out = pipeline.workspace.folder / "report"
-    if (out / "index.html").is_file() and not pipeline.changed:
-        return out / "index.html"
+def _publish_heat_map(folder: Path, arm: str) -> None:
+    selection = read_selection(folder / "data" / "selections" / arm / SELECTION_FILE)
+    publish_heat_map(folder / "data" / "scores", selection.criterion.statistic, selection.layers)
+
+
+def _write_report(pipeline: Pipeline) -> None:
+    """The HTML report beside the clone's data."""
     from headwise.report.page import write_report  # matplotlib is needed here alone
 
-    report = write_report(pipeline.workspace.folder, out, {**_ids(pipeline), "verdict": verdict.sentence})
-    pipeline.record.folder(out, "report")
-    return report
+    folder = pipeline.workspace.folder
+    write_report(folder, (folder / REPORT).parent, report_ids(read_lineage(folder)))
+    pipeline.record.folder((folder / REPORT).parent, "report")
 
 
-def _write_lineage(pipeline: Pipeline) -> None:
-    """A run that changed nothing leaves the ids of the run that made the outputs."""
-    path = pipeline.workspace.folder / LINEAGE
-    if pipeline.changed or not path.is_file():
-        write_lineage(pipeline.workspace, _ids(pipeline), pipeline.outcomes)
-    pipeline.record.file(path)
+def _record(pipeline: Pipeline, comparisons: Mapping[str, Sequence[Comparison]], sentence: str) -> None:
+    """The verdict in Prefect and MLflow, and the lineage that it stands in."""
+    publish_verdict(sentence, comparisons)
+    pipeline.record.file(pipeline.workspace.folder / LINEAGE)
+    pipeline.record.tags({"verdict": sentence, "recomputed": ", ".join(pipeline.recomputed) or "nothing"})
 
 
 def _ids(pipeline: Pipeline) -> dict[str, str]:

@@ -4,7 +4,9 @@
 """
 
 import json
+import re
 from dataclasses import fields
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
@@ -13,9 +15,10 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 
 from headwise.calibration.settings import Lora
-from headwise.cutouts import STAMPS, installed_photographs
+from headwise.cutouts import installed_photographs
 from headwise.data import DataSource
 from headwise.evaluation.settings import Evaluation
+from headwise.evaluation.statistics import Statistics
 from headwise.masks.quality import MaskQuality
 from headwise.observation import Observation
 from headwise.scores.head_impact import HeadImpact
@@ -44,46 +47,108 @@ Arms = Annotated[
 Composed = Literal["scenes", "photos"]
 COMPOSED: tuple[Composed, ...] = get_args(Composed)
 Kinds = Annotated[tuple[Composed, ...], Field(min_length=1), AfterValidator(distinct)]
-Shards = Annotated[tuple[Annotated[int, Field(ge=0, le=9)], ...], Field(min_length=1), AfterValidator(distinct)]
+Shards = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=9)], ...],
+    Field(min_length=1, description="In how many parts the attention is observed, and their numbers"),
+    AfterValidator(distinct),
+]
+LONGEST_NAME = 80
+Name = Annotated[
+    str,
+    Field(
+        pattern=rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}$",
+        description="The run's workspace; the same name again recomputes only what changed",
+    ),
+]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
 class Parameters:
     """Everything that decides what a run computes: one frozen settings class per stage, and the two lists that `dvc.yaml` expands."""
 
-    images: DataSource = DataSource()
-    masks: MaskQuality = MaskQuality()
-    attention: Observation = Observation()
-    scores: HeadImpact = HeadImpact()
-    selection: Criterion = Criterion()
-    calibration: Lora = Lora()
-    evaluation: Evaluation = Evaluation()
+    images: Annotated[DataSource, Field(description="The data: drawn scenes, composed photographs, or a folder of your own")] = DataSource()
+    masks: Annotated[MaskQuality, Field(description="Which objects' masks are good enough")] = MaskQuality()
+    attention: Annotated[Observation, Field(description="Which model is observed, and how")] = Observation()
+    scores: Annotated[HeadImpact, Field(description="How attention and masks become a score per head")] = HeadImpact()
+    selection: Annotated[Criterion, Field(description="By which score, and how many layers")] = Criterion()
+    calibration: Annotated[Lora, Field(description="The LoRA on the chosen layers")] = Lora()
+    evaluation: Annotated[Evaluation, Field(description="How models are asked")] = Evaluation()
+    statistics: Annotated[Statistics, Field(description="How sure a comparison of two models has to be")] = Statistics()
     arms: Arms = ("top", "bottom")
     shards: Shards = (0, 1)
 
     def as_params(self) -> dict[str, Any]:
-        """The content of `params.yaml`: these fields, and `source` and `weights`, the files that DVC watches for them.
+        """The content of `params.yaml`: these fields with folders named from the root, and what DVC derives from them: `source` and
+        `weights`, the files to watch, `photographs`, the digest of those installed, and `evaluated`, the arms to ask.
 
-        Raises ValueError if the data or the model named here is nowhere.
+        Raises ValueError if the data or the model named here is nowhere, or the photographs are not installed, with the command for it.
         """
         plain = TypeAdapter(Parameters).dump_python(self, mode="json")
-        return {**plain, "source": source(self.images), "weights": weights(self.attention.model)}
+        watched = {"source": source(self.images), "weights": weights(self.attention.model), "evaluated": list(self.arms)}
+        watched["photographs"] = installed_photographs().digest() if self.images.kind == "photos" else ""
+        images = {**plain["images"], "path": watched["source"] if self.images.kind == "folder" else self.images.path}
+        return {**plain, "images": images, "attention": {**plain["attention"], "model": located(self.attention.model)}, **watched}
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+class Promotion:
+    """When a new adapter becomes the champion."""
+
+    margin: Annotated[
+        float,
+        Field(ge=0, le=1, description="What the forgetting probe may lose: accuracy, or a share of perplexity, at the end of the interval"),
+    ] = 0.02
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+class Night(Parameters):
+    """A whole night: what is computed, when the adapter becomes the champion, and where the work lies.
+
+    It is one argument of the flow, since Prefect's form refuses an unknown name inside an argument and accepts one beside it.
+    """
+
+    promotion: Annotated[Promotion, Field(description="When the adapter becomes the champion")] = Promotion()
+    name: Name = "nightly"
 
 
 DEFAULTS = Parameters()
 SECTIONS = tuple(f.name for f in fields(Parameters) if f.name not in ("arms", "shards"))
 
 
-def source(images: DataSource) -> str:
-    """Where the examples come from: the drawing code, the installed cut-outs, or the user's folder.
+def slug(text: str) -> str:
+    """The text as a name of files and registry entries: letters, digits, dots, underscores and dashes; a digest where none is left."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:LONGEST_NAME]
+    return plain or sha256(text.encode()).hexdigest()[:12]
 
-    Raises ValueError if the user's folder is not there, or the cut-outs are not installed, with the command that installs them.
+
+def data_name(images: DataSource) -> str:
+    """What a data set is called: its kind, or the name of the user's folder."""
+    return slug(Path(source(images)).name) if images.kind == "folder" else images.kind
+
+
+def model_name(model: str) -> str:
+    """What a model is called: the embedded one, the name of the user's folder, or the id on the Hugging Face Hub, a dash for its slash."""
+    folder = _model_folder(model)
+    return slug(folder.name if folder else model)
+
+
+def located(model: str) -> str:
+    """The model as a step in another folder finds it: the user's folder from the root, any other name as it is."""
+    return str(_model_folder(model) or model)
+
+
+def _model_folder(model: str) -> Path | None:
+    folder = Path(model).expanduser()
+    return folder.resolve() if model != EMBEDDED and (folder / "config.json").is_file() else None
+
+
+def source(images: DataSource) -> str:
+    """What DVC watches the examples by: the drawing code, or the user's folder; the photographs lie in several and count by their digest.
+
+    Raises ValueError if the user's folder is not there.
     """
-    if images.kind == "scenes":
+    if images.kind in COMPOSED:
         return DRAWING_CODE
-    if images.kind == "photos":
-        installed_photographs()
-        return str(STAMPS)
     folder = Path(images.path).expanduser()
     if not images.path or not folder.is_dir():
         raise ValueError(f"images.path = {images.path!r}: no such folder; `headwise data --help` shows what it must hold")
@@ -97,10 +162,9 @@ def weights(model: str) -> str:
     """
     if model == EMBEDDED:
         return EMBEDDED_WEIGHTS
-    folder = Path(model).expanduser()
-    if (folder / "config.json").is_file():
-        return str(folder.resolve())
-    if folder.is_dir() or model.count("/") != 1 or model.startswith((".", "/", "~")):
+    if folder := _model_folder(model):
+        return str(folder)
+    if Path(model).expanduser().is_dir() or model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise ValueError(f"model {model!r}: neither {EMBEDDED!r}, nor a folder with a config.json, nor an id on the Hugging Face Hub")
     return _snapshot(model)
 

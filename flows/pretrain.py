@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from flows.environment import state
 from headwise.cutouts import installed_photographs
+from headwise.files import new_file
 from headwise.pretraining import Pretraining, fit
 from headwise.smol import WEIGHTS, smol_path, smol_processor, untrained
 
@@ -26,7 +27,8 @@ def pretrain(settings: Pretraining = Pretraining()) -> Path:  # noqa: B008  froz
     digest = sha256(TypeAdapter(Pretraining).dump_json(settings)).hexdigest()
     trained = train(settings, state() / "pretrain" / digest[:12])
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copyfile(trained / name, WEIGHTS / name)
+        with new_file(WEIGHTS / name) as temporary:  # a killed copy leaves the weights in use whole
+            shutil.copyfile(trained / name, temporary)
     return smol_path()
 
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from ctypes import CDLL
+from http.client import HTTPException
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -45,7 +46,7 @@ def check_reachable(uri: str, variable: str) -> None:
     except HTTPError as error:
         if error.code >= 500:
             raise Unreachable(f"{variable} = {uri}: the server answers {error.code}; nothing was run") from error
-    except (URLError, OSError) as error:
+    except (URLError, OSError, HTTPException) as error:  # HTTPException: something else has the port
         reason = getattr(error, "reason", error)
         raise Unreachable(f"{variable} = {uri}: no answer ({reason}); start the server or unset the variable; nothing was run") from error
 

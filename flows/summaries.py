@@ -7,19 +7,26 @@ from pathlib import Path
 import polars as pl
 
 from flows.graph import flatten
+from headwise.attention.schema import PART
+from headwise.evaluation.table import METRICS_FILE
 from headwise.examples import EXAMPLES, INDEX
-from headwise.files import MANIFEST, read_json, read_table
+from headwise.files import read_json, read_table
 from headwise.masks.table import MASKS, MASKS_FILE
-from headwise.scores.schema import HEADS, HEADS_FILE
+from headwise.scores.schema import HEADS, HEADS_FILE, TESTS_FILE
+from headwise.selection import SELECTION_FILE
 
 Rows = list[dict[str, object]]
+METRICS = {"scores": TESTS_FILE, "calibration": "calibration.json"}
+"""Where a stage's metrics are, if not in metrics.json; what else lies in its folder is settings."""
+
+NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 
 
-def stage_metrics(outputs: Iterable[Path]) -> dict[str, float]:
-    """Every number in the JSON files of a stage's output folders, manifests left out, under its dotted name."""
-    files = sorted(file for output in outputs if output.is_dir() for file in output.glob("*.json") if file.name != MANIFEST)
-    pairs = [pair for file in files for pair in flatten(read_json(file))]
-    return {name: float(value) for name, value in pairs if isinstance(value, (int, float)) and math.isfinite(value)}
+def stage_metrics(name: str, outputs: Iterable[Path]) -> dict[str, float]:
+    """Every finite number in the file of metrics that the stage wrote, under its dotted name; none where it wrote no such file."""
+    files = [output / METRICS.get(name.partition("@")[0], METRICS_FILE) for output in outputs]
+    pairs = [pair for file in files if file.is_file() for pair in flatten(read_json(file))]
+    return {key: float(value) for key, value in pairs if isinstance(value, (int, float)) and math.isfinite(value)}
 
 
 def stage_table(name: str, outputs: Iterable[Path]) -> Rows:
@@ -27,7 +34,7 @@ def stage_table(name: str, outputs: Iterable[Path]) -> Rows:
     folders = list(outputs)
     describe = TABLES.get(name.partition("@")[0])
     if describe is None or not folders:
-        return [{"quantity": key, "value": value} for key, value in stage_metrics(folders).items()]
+        return [{"quantity": key, "value": value} for key, value in stage_metrics(name, folders).items()]
     return describe(folders[0])
 
 
@@ -39,15 +46,15 @@ def _images(folder: Path) -> Rows:
 
 def _masks(folder: Path) -> Rows:
     masks = read_table(folder / MASKS_FILE, MASKS)
-    reason = pl.col("reason").str.replace_all(r"[0-9.e-]+", "…").fill_null("usable")
+    reason = pl.col("reason").str.replace_all(NUMBER, "…").fill_null("usable")
     counts = masks.group_by(reason.alias("state")).agg(masks=pl.len(), mean_area=pl.col("area").mean().round(4))
     return counts.sort("masks", descending=True).to_dicts()
 
 
 def _attention(folder: Path) -> Rows:
-    """Per layer, where the answers' attention falls; read without the module that owns the file, which would load torch."""
+    """Per layer, where the answers' attention falls."""
     masses = ("visual_mass", "text_mass", "system_mass", "initial_mass")
-    rows = pl.scan_parquet(folder / "part.parquet").group_by("layer")
+    rows = pl.scan_parquet(folder / PART).group_by("layer")
     counts = rows.agg(pl.col("example_id").n_unique().alias("examples"), *(pl.col(name).mean().round(4) for name in masses))
     return counts.sort("layer").collect().to_dicts()
 
@@ -58,7 +65,7 @@ def _scores(folder: Path) -> Rows:
 
 
 def _evaluation(folder: Path) -> Rows:
-    metrics = read_json(folder / "metrics.json")
+    metrics = read_json(folder / METRICS_FILE)
     rows: Rows = []
     for split, content in sorted(metrics.items()):
         assert isinstance(content, Mapping)
@@ -68,7 +75,7 @@ def _evaluation(folder: Path) -> Rows:
 
 
 def _selection(folder: Path) -> Rows:
-    selection = read_json(folder / "selection.json")
+    selection = read_json(folder / SELECTION_FILE)
     return [{key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in selection.items()}]
 
 

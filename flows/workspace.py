@@ -2,29 +2,46 @@
 
 import contextlib
 import fcntl
-import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from flows.environment import checkout, state
 from flows.graph import DVC, LOCK, PARAMS
+from flows.parameters import Name
 from headwise.files import new_file
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+NAME: TypeAdapter[str] = TypeAdapter(Name)
+CONTROLS = "controls-"
+"""What the names of the controls' workspaces begin with."""
+
+CODE = ("flows/", "headwise/", "tasks/")
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The clone of one run: its name and folder, the commit that runs, and the checkout's uncommitted files, which do not."""
+    """The clone of one run: its name and folder, the commit that its stages run, and the checkout's uncommitted files, unknown to them."""
 
     name: str
     folder: Path
     commit: str
     uncommitted: tuple[str, ...]
+
+    @property
+    def uncommitted_code(self) -> tuple[str, ...]:
+        """The uncommitted files of the packages: the flow itself, which compares and judges, is imported from the checkout as it lies."""
+        return tuple(path for path in self.uncommitted if path.startswith(CODE))
+
+    def write_params(self, params: Mapping[str, object]) -> None:
+        """Write `params.yaml`, where it says anything else."""
+        path, text = self.folder / PARAMS, yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            with new_file(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
 
 
 def runs_folder() -> Path:
@@ -33,12 +50,12 @@ def runs_folder() -> Path:
 
 
 def find_run(name: str | None) -> Path:
-    """The clone of the named run, or of the latest one.
+    """The clone of the named run, or of the one that was opened last; a cell of the controls has to be named.
 
     Raises ValueError naming the runs that exist.
     """
-    runs = sorted((run for run in runs_folder().glob("[!.]*") if (run / PARAMS).is_file()), key=lambda run: (run / PARAMS).stat().st_mtime)
-    found = [run for run in runs if name in (None, run.name)]
+    runs = sorted((run for run in runs_folder().glob("[!.]*") if (run / PARAMS).is_file()), key=_opened)
+    found = [run for run in runs if (run.name == name if name else not run.name.startswith(CONTROLS))]
     if not found:
         known = ", ".join(sorted(run.name for run in runs)) or "none yet: start with `headwise run`"
         raise ValueError(f"no run named {name!r}; the runs are: {known}" if name else f"no run: {known}")
@@ -52,8 +69,10 @@ def open_workspace(name: str, params: Mapping[str, object]) -> Iterator[Workspac
     The same name finds the same clone with its `dvc.lock`, so an equal run recomputes nothing. The DVC cache is the checkout's.
     Raises ValueError on a name that is no file name, a checkout without a commit, or a workspace that another run holds.
     """
-    if not NAME.fullmatch(name):
-        raise ValueError(f"run name {name!r}: letters, digits, '.', '_' and '-', at most 80, the first a letter or digit")
+    try:
+        NAME.validate_python(name)
+    except ValidationError as error:
+        raise ValueError(f"run name {name!r}: letters, digits, '.', '_' and '-', at most 80, the first a letter or digit") from error
     root, folder = checkout(), runs_folder() / name
     commit, uncommitted = _head(root), _uncommitted(root)
     with _held(folder):
@@ -61,8 +80,9 @@ def open_workspace(name: str, params: Mapping[str, object]) -> Iterator[Workspac
             _clone(root, folder, commit)
         elif git(folder, "rev-parse", "HEAD") != commit:
             _move(folder, commit)
-        _write_if_changed(folder / PARAMS, yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True))
-        yield Workspace(name, folder, commit, uncommitted)
+        workspace = Workspace(name, folder, commit, uncommitted)
+        workspace.write_params(params)
+        yield workspace
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -81,19 +101,31 @@ def _head(root: Path) -> str:
 
 
 def _uncommitted(root: Path) -> tuple[str, ...]:
-    lines = git(root, "status", "--porcelain", "--untracked-files=all", "--", ".").splitlines()
-    return tuple(line[3:] for line in lines)
+    """Every changed, new or deleted file, named plainly: no quotes, and a moved file under both its names."""
+    entries = git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", ".").split("\0")
+    return tuple(entry[3:] for entry in entries if entry)
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def _opened(folder: Path) -> float:
+    """When the workspace was last held by a run, in seconds since 1970."""
+    lock = _lock_file(folder)
+    return lock.stat().st_mtime if lock.is_file() else 0.0
 
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """An exclusive lock on the workspace; the kernel drops it when the process ends, however it ends."""
+    """An exclusive lock on the workspace, stamped with the time; the kernel drops it when the process ends, however it ends."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+    with _lock_file(folder).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(f"run {folder.name!r} is already going on; wait for it, or choose another --name") from error
+        _lock_file(folder).touch()
         yield
 
 
@@ -121,9 +153,3 @@ def _move(folder: Path, commit: str) -> None:
     git(folder, "checkout", "--quiet", "--force", "--detach", commit)
     if kept is not None:
         lock.write_bytes(kept)
-
-
-def _write_if_changed(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        with new_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")

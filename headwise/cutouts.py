@@ -4,10 +4,13 @@ Any folder of cut-outs (a PNG with an alpha channel, its name in a text file bes
 photographs. `installed_photographs` is the ready recipe for the ones that Debian ships.
 """
 
+import hashlib
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from zlib import crc32
 
@@ -15,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from headwise.compositions import SIZE, Composition, Question, Thing, article, enumerate_phrases, relight
+from headwise.files import sha256_file
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 BACKGROUNDS = Path("/usr/share/backgrounds")
@@ -24,7 +28,9 @@ NOT_PHOTOGRAPHS = re.compile(
 )
 MAX_WORDS = 3
 DRIFT_SHARE = 0.15
-BACKGROUND_SHARES = {"pretrain": 0.5, "calibration": 0.15, "evaluation": 0.2, "forgetting": 0.15}
+BACKGROUND_SHARES = {"pretrain": 0.47, "calibration": 0.18, "evaluation": 0.2, "forgetting": 0.15}
+"""Shares of the checksums of the file names. The weights in the repository were trained on the `pretrain` photographs of Debian's packages
+under exactly these edges: another edge could show them a background that an evaluation holds out."""
 SHORTEST_BACKGROUND = 640
 
 
@@ -38,7 +44,11 @@ class Cutout:
 
 @dataclass(frozen=True)
 class Photographs:
-    """Cut-outs and background photographs, each list sorted and shared out among the splits by a checksum of the name."""
+    """Cut-outs and background photographs, each list sorted and shared out by a checksum of the name, whatever else is installed.
+
+    Held out from a split are the other splits' backgrounds and compositions, and from pretraining the drift's names. Cut-out files are
+    not: nearly every name has only one, so all splits that know a name show the same cut-out of it.
+    """
 
     cutouts: tuple[Cutout, ...]
     backgrounds: tuple[Path, ...]
@@ -49,22 +59,35 @@ class Photographs:
         return [name for name in names if (crc32(name.encode()) % 1000 < DRIFT_SHARE * 1000) is drift]
 
     def files(self, name: str) -> list[Path]:
-        """The cut-outs of that name."""
+        """The cut-outs of that name, the same in every split."""
         return [cutout.path for cutout in self.cutouts if cutout.name == name]
 
     def split_backgrounds(self, split: str) -> list[Path]:
-        """The split's own photographs; no two splits share one."""
-        ordered = sorted(self.backgrounds, key=lambda path: crc32(path.name.encode()))
-        edges = np.cumsum([0.0, *BACKGROUND_SHARES.values()])
-        position = list(BACKGROUND_SHARES).index(split)
-        first, last = (round(edge * len(ordered)) for edge in edges[position : position + 2])
-        return ordered[first:last]
+        """The split's own photographs, in the order of their checksums; no two splits share one."""
+        return sorted((path for path in self.backgrounds if background_split(path.name) == split), key=lambda path: _checksum(path.name))
+
+    def digest(self) -> str:
+        """SHA-256 of all that compositions depend on: the files' bytes, their names, and what the cut-outs show."""
+        lines = [f"{sha256_file(cutout.path)}  {cutout.path.name}  {cutout.name}\n" for cutout in self.cutouts]
+        lines += [f"{sha256_file(path)}  {path.name}\n" for path in self.backgrounds]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def background_split(name: str) -> str:
+    """The split that a background photograph belongs to, by the checksum of its file name alone."""
+    edges = list(accumulate(BACKGROUND_SHARES.values()))[:-1]
+    return list(BACKGROUND_SHARES)[bisect_right(edges, _checksum(name))]
+
+
+def _checksum(name: str) -> float:
+    """CRC-32 of the name, scaled to [0, 1)."""
+    return crc32(name.encode()) / 2**32
 
 
 def read_photographs(cutouts: Path, backgrounds: Path) -> Photographs:
     """Find named cut-outs and background photographs (JPEG) below two folders.
 
-    Raises ValueError with the two counts if there are too few to compose from.
+    Raises ValueError with the two counts if there are too few to compose from, or naming a split that gets no photograph.
     """
     named = [Cutout(path, name) for path in sorted(cutouts.rglob("*.png")) if not _left_out(path) and (name := _name(path))]
     photographs = [path for path in sorted(backgrounds.rglob("*.jpg")) if not _left_out(path)]
@@ -73,7 +96,13 @@ def read_photographs(cutouts: Path, backgrounds: Path) -> Photographs:
             f"{len(named)} named cut-outs below {cutouts} and {len(photographs)} photographs below {backgrounds}: too few to compose from; "
             f"on Debian: apt-get install {' '.join(DEBIAN_PACKAGES)}"
         )
-    return Photographs(tuple(named), tuple(photographs))
+    found = Photographs(tuple(named), tuple(photographs))
+    if empty := [split for split in BACKGROUND_SHARES if not found.split_backgrounds(split)]:
+        raise ValueError(
+            f"{backgrounds}: none of the {len(photographs)} photographs falls to {', '.join(empty)} (by a checksum of the file name); "
+            "add photographs, or rename some"
+        )
+    return found
 
 
 def installed_photographs() -> Photographs:

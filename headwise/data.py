@@ -2,22 +2,23 @@
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 from zlib import crc32
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from headwise.calibration.settings import Lora, training_examples
 from headwise.compositions import Composition
 from headwise.cutouts import compose_photograph, installed_photographs
-from headwise.examples import OBJECTS, OBJECTS_FILE, BadExample, Example, decode_image, image_path, write_examples
+from headwise.examples import CAPTION, INDEX, OBJECTS, OBJECTS_FILE, BadExample, Example, decode_image, read_image, write_examples
 from headwise.files import read_table, write_table
 from headwise.masks import rle
 from headwise.scenes import compose_scene
@@ -27,6 +28,9 @@ Progress = Callable[[int, int], None]
 
 FOLDER_SHARES = {"calibration": 0.5, "evaluation": 0.35, "forgetting": 0.15}
 MAX_QUESTIONS = 3
+MIN_IMAGES = 2
+"""Fewer images of a split say nothing about the spread between images, and so nothing about how sure a result is."""
+INDEX_LINES = "index.jsonl"
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
@@ -37,14 +41,16 @@ class DataSource:
         Literal["scenes", "photos", "folder"],
         Field(description="drawn scenes, composed photographs (Debian's Tux Paint stamps on wallpapers), or a folder of your own"),
     ] = "scenes"
-    path: Annotated[str, Field(description="for kind `folder`: a folder of images with index.jsonl or index.parquet")] = ""
+    path: Annotated[
+        str, Field(description="for kind `folder`: a folder of images with index.jsonl or index.parquet, and objects.parquet (masks)")
+    ] = ""
     variant: Annotated[
         Literal["plain", "drift"],
         Field(description="what calibration and evaluation show: like pretraining, or other light, noise, grounds and names"),
     ] = "drift"
-    calibration: Annotated[int, Field(ge=1, description="images to score the heads on and to calibrate with")] = 160
-    evaluation: Annotated[int, Field(ge=1, description="images held out for the before/after table")] = 60
-    forgetting: Annotated[int, Field(ge=1, description="plain images of the forgetting probe, closed questions alone")] = 40
+    calibration: Annotated[int, Field(ge=MIN_IMAGES, description="images to score the heads on and to calibrate with")] = 160
+    evaluation: Annotated[int, Field(ge=MIN_IMAGES, description="images held out for the before/after table")] = 60
+    forgetting: Annotated[int, Field(ge=MIN_IMAGES, description="plain images of the forgetting probe, closed questions alone")] = 40
     seed: Annotated[int, Field(ge=0, description="seed of the images; the same seed gives the same bytes")] = 0
     max_bad_share: Annotated[float, Field(ge=0, le=1, description="share of rows that may be unusable before the step fails")] = 0.05
 
@@ -67,6 +73,33 @@ def write_data(source: DataSource, folder: Path, progress: Progress) -> dict[str
     write_examples(examples, folder)
     write_table(pa.Table.from_pylist(objects, schema=OBJECTS), folder / OBJECTS_FILE, OBJECTS)
     return {}
+
+
+def source_inputs(source: DataSource) -> dict[str, Path | str]:
+    """What the data set is made from apart from the code, for the manifest: the user's folder, or the digest of the photographs."""
+    if source.kind == "folder":
+        return {"source": Path(source.path).expanduser()}
+    return {"photographs": installed_photographs().digest()} if source.kind == "photos" else {}
+
+
+def check_data(examples: Sequence[Example], training: Lora) -> None:
+    """Find out before any model is loaded what a later step would stop for.
+
+    Raises ValueError naming what is missing and what to do: no caption to train on, or in a split (in its captions, in its other
+    questions) a single image or, where the split is needed, none. `forgetting` is not needed.
+    """
+    for split in FOLDER_SHARES:
+        groups = {"captions": [e for e in examples if e.split == split and e.task == CAPTION]}
+        groups["closed questions"] = [e for e in examples if e.split == split and e.task != CAPTION]
+        numbers = {what: len({example.image for example in group}) for what, group in groups.items() if group}
+        if few := [f"{what} about {number}" for what, number in numbers.items() if number < MIN_IMAGES]:
+            raise ValueError(f"split {split!r} has {few[0]} image, {MIN_IMAGES} at least are needed: add images to it, or leave these out")
+        if not numbers and split != "forgetting":
+            raise ValueError(
+                f"split {split!r} has no image, {MIN_IMAGES} at least are needed: add images, or share out those that are there by a "
+                f"`split` ({', '.join(FOLDER_SHARES)}) in every row of the index"
+            )
+    training_examples([example for example in examples if example.split == "calibration"], training)
 
 
 def _composed(source: DataSource) -> Iterator[tuple[str, str, Composition]]:
@@ -105,8 +138,13 @@ def _write_composition(folder: Path, name: str, split: str, composition: Composi
 
 def _write_own(source: DataSource, folder: Path, progress: Progress) -> dict[str, str]:
     """Take over the user's images byte for byte; what cannot be used is left out with its reason."""
-    root = Path(source.path)
+    root = Path(source.path).expanduser()
     rows = _read_index(root)
+    if not (root / OBJECTS_FILE).is_file():
+        raise ValueError(
+            f"{root}: no {OBJECTS_FILE}, so there are no masks to score the heads with: add one, with a row per object and the columns "
+            f"{', '.join(OBJECTS.names)} (the image as in the index, numbers from 0, the object's name, pixels, COCO run lengths)"
+        )
     ids = [str(row.get("id") or f"{number:06d}") for number, row in enumerate(rows)]
     if len(set(ids)) < len(ids):
         twice = sorted({i for i in ids if ids.count(i) > 1})
@@ -124,24 +162,35 @@ def _write_own(source: DataSource, folder: Path, progress: Progress) -> dict[str
 
 
 def _read_index(root: Path) -> list[dict[str, object]]:
-    """The rows of index.jsonl or index.parquet. Raises ValueError naming what is wrong with the folder or with a line."""
+    """The rows of index.parquet or index.jsonl. Raises ValueError naming what is wrong with the folder, the file or a line."""
     if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; `path` names a folder with images and index.jsonl (image, question, answers per line)")
-    if (root / "index.parquet").is_file():
-        return pl.read_parquet(root / "index.parquet").to_dicts()
-    if not (root / "index.jsonl").is_file():
-        raise ValueError(f"{root}: neither index.jsonl nor index.parquet in it")
+        raise ValueError(f"{root}: no such folder; `path` names a folder with images and {INDEX_LINES} (image, question, answers per line)")
+    path = next((root / name for name in (INDEX, INDEX_LINES) if (root / name).is_file()), None)
+    if path is None:
+        raise ValueError(f"{root}: neither {INDEX_LINES} nor {INDEX} in it")
+    rows = _parquet_rows(path) if path.name == INDEX else _json_rows(path)
+    if not rows:
+        raise ValueError(f"{path}: empty; give a row (image, question, answers) per question")
+    return rows
+
+
+def _parquet_rows(path: Path) -> list[dict[str, object]]:
+    try:
+        return pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({error}); write it again, or give {INDEX_LINES} in its place") from error
+
+
+def _json_rows(path: Path) -> list[dict[str, object]]:
     rows = []
-    for number, line in enumerate((root / "index.jsonl").read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{root / 'index.jsonl'}, line {number}: not JSON ({error})") from error
+        except ValueError as error:  # no JSON, or no UTF-8
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{root / 'index.jsonl'}, line {number}: expected an object, found {type(row).__name__}")
+            raise ValueError(f"{path}, line {number}: expected an object, found {type(row).__name__}")
         rows.append(row)
-    if not rows:
-        raise ValueError(f"{root / 'index.jsonl'}: empty")
     return rows
 
 
@@ -156,14 +205,11 @@ def _own_example(root: Path, folder: Path, example_id: str, row: dict[str, objec
     if not answers:
         raise BadExample(f"{example_id}: no answer in the index")
     if image not in seen:
-        path = image_path(root, image)
-        content = path.read_bytes() if path.is_file() else None
-        if content is None:
-            raise BadExample(f"{image}: no such file")
+        content = read_image(root, image)
         decode_image(content, image)
         digest = hashlib.sha256(content).hexdigest()
-        seen[image] = (f"images/{digest[:32]}{path.suffix.lower()}", digest)
-        shutil.copyfile(path, folder / seen[image][0])
+        seen[image] = (f"images/{digest[:32]}{PurePosixPath(image).suffix.lower()}", digest)
+        (folder / seen[image][0]).write_bytes(content)
     split = row.get("split") or _assigned_split(image)
     if split not in FOLDER_SHARES:
         raise BadExample(f"{example_id}: unknown split {split!r}; the splits are {list(FOLDER_SHARES)}")
@@ -187,7 +233,7 @@ def _assigned_split(image: str) -> str:
 
 
 def _write_own_objects(root: Path, folder: Path, stored: dict[str, str]) -> None:
-    """Take over objects.parquet where the user has exact masks, under the images' new names."""
-    own = read_table(root / OBJECTS_FILE, OBJECTS) if (root / OBJECTS_FILE).is_file() else pl.DataFrame(OBJECTS.empty_table())
+    """Take over the masks, under the images' new names."""
+    own = read_table(root / OBJECTS_FILE, OBJECTS)
     kept = own.filter(pl.col("image").is_in(list(stored))).with_columns(pl.col("image").replace_strict(stored, return_dtype=pl.String))
     write_table(kept, folder / OBJECTS_FILE, OBJECTS)

@@ -105,23 +105,29 @@ def image_path(folder: Path, image: str) -> Path:
 def open_image(folder: Path, example: Example) -> Image.Image:
     """The example's image in RGB, upright. Raises BadExample if it is missing, empty, broken, animated, or not the bytes of the index."""
     assert example.image is not None
-    path = image_path(folder, example.image)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadExample(f"{example.image}: cannot be read ({error.strerror})") from error
+    content = read_image(folder, example.image)
     if example.sha256 and hashlib.sha256(content).hexdigest() != example.sha256:
         raise BadExample(f"{example.image}: the bytes differ from the sha256 in the index")
     return decode_image(content, example.image)
 
 
+def read_image(folder: Path, image: str) -> bytes:
+    """The bytes of an image of the data set. Raises BadExample if its path leaves the folder or it cannot be read."""
+    try:
+        return image_path(folder, image).read_bytes()
+    except OSError as error:
+        raise BadExample(f"{image}: cannot be read ({error.strerror})") from error
+
+
 def decode_image(content: bytes, name: str) -> Image.Image:
-    """Decode to RGB: grayscale, palette, alpha (on white), CMYK and 16-bit images too. Raises BadExample with the reason."""
+    """Decode to RGB, upright: grayscale, palette, alpha (on white), CMYK and 16-bit images too; of a phone's MPO (one scene, several
+    pictures in one JPEG) the first picture. Raises BadExample with the reason.
+    """
     if not content:
         raise BadExample(f"{name}: the file is empty")
     try:
         image = Image.open(BytesIO(content))
-        if (frames := getattr(image, "n_frames", 1)) > 1:
+        if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
             raise BadExample(f"{name}: an animation of {frames} frames; give one frame")
         image = ImageOps.exif_transpose(image)
         return _to_rgb(image)

@@ -1,52 +1,109 @@
 """Artefacts on disk: written whole or not at all, checked against their schema on write and on read, described by a manifest."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from glob import escape
 from pathlib import Path
+from tempfile import mkdtemp
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 MANIFEST = "manifest.json"
+PARTIAL, NEW, OLD = ".partial", "new", "old"
+"""How the hidden folder of an unfinished write ends, and what lies in it: the new folder, and the one that it replaces."""
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary sibling of `path` that takes its place, synced to disk, when the block ends without an error.
+    """An empty folder that takes the place of `path`, synced to disk, when the block ends without an error.
 
-    A reader therefore sees the old folder or the whole new one, also after a crash or on a full disk.
+    A reader sees the old folder or the whole new one, also after a crash or on a full disk; between the two renames of the exchange it
+    sees none. A process killed just there loses nothing: the next one that writes here first puts the old folder back.
+    Of two processes that write at once the last to end wins.
     """
-    temporary = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
+    with _workspace(path) as workspace:
+        new = workspace / NEW
+        new.mkdir()
+        yield new
+        for file in (new, *new.rglob("*")):
             _sync(file)
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.rename(path)
+        with _locked(path.parent):
+            if path.exists():
+                path.rename(workspace / OLD)
+            new.rename(path)
         _sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A temporary sibling of `path` that takes its place, synced to disk, when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.partial")
+    """A file name that takes the place of `path`, synced to disk, when the block ends without an error."""
+    with _workspace(path) as workspace:
+        yield workspace / path.name
+        _sync(workspace / path.name)
+        (workspace / path.name).replace(path)
+        _sync(path.parent)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Wait until no other process is inside this block for this file, which is made if need be.
+
+    The kernel drops the lock when the process ends, however it ends.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    with _locked(path):
+        yield
+
+
+@contextmanager
+def _workspace(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` for this block alone, locked for as long as it lasts: an unlocked one is of a process that died."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as until_done:
+        with _locked(path.parent):  # nobody takes the new one for a dead process's before it is locked
+            _clear(path)
+            workspace = Path(mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
+            until_done.enter_context(_locked(workspace))
+        try:
+            yield workspace
+        finally:
+            with _locked(path.parent):
+                _discard(workspace, path)
+
+
+def _clear(path: Path) -> None:
+    """Discard what killed processes left beside `path`."""
+    for leftover in path.parent.glob(f".{escape(path.name)}.*{PARTIAL}"):
+        with suppress(BlockingIOError), _locked(leftover, wait=False):
+            _discard(leftover, path)
+
+
+def _discard(workspace: Path, path: Path) -> None:
+    """Remove the hidden folder; the old folder that lies in it goes back to its place if no new one got there."""
+    if (workspace / OLD).exists() and not path.exists():
+        (workspace / OLD).rename(path)
+    shutil.rmtree(workspace, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """An exclusive lock on a file or folder. Raises BlockingIOError if another process holds it and `wait` is False."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def _sync(path: Path) -> None:
@@ -68,15 +125,15 @@ def write_table(table: pa.Table | pl.DataFrame, path: Path, schema: pa.Schema) -
         pq.write_table(table.select(schema.names).cast(schema), temporary, compression="zstd")
 
 
-def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pl.DataFrame:
-    """Read a Parquet file, checked against its schema.
+def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None, rows: pc.Expression | None = None) -> pl.DataFrame:
+    """Read a Parquet file, or some of its columns and rows, checked against its schema.
 
     Raises ValueError where columns differ, a value does not fit its column's type, or the file is broken.
     """
     try:
         _check_columns(pq.read_schema(path), path, schema)
         names = columns or schema.names
-        frame = pl.from_arrow(pq.read_table(path, columns=names).cast(pa.schema([schema.field(name) for name in names])))
+        frame = pl.from_arrow(pq.read_table(path, columns=names, filters=rows).cast(pa.schema([schema.field(name) for name in names])))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(f"{path}: not a readable Parquet file of {', '.join(schema.names)} ({error})") from error
     assert isinstance(frame, pl.DataFrame)
@@ -118,14 +175,17 @@ def sha256_tree(path: Path) -> str:
 
 
 def write_manifest(
-    folder: Path, *, stage: str, settings: object, inputs: Mapping[str, Path], extra: Mapping[str, object] | None = None
+    folder: Path, *, stage: str, settings: object, inputs: Mapping[str, Path | str], extra: Mapping[str, object] | None = None
 ) -> None:
-    """Describe an artefact: its inputs and files by SHA-256 and its parameters; no times and no ids, so a rerun gives the same bytes."""
+    """Describe an artefact: its inputs and files by SHA-256 and its parameters; no times and no ids, so a rerun gives the same bytes.
+
+    An input is a path, or the digest of something that is no single path.
+    """
     outputs = {file.relative_to(folder).as_posix(): sha256_file(file) for file in sorted(folder.rglob("*")) if file.is_file()}
     content = {
         "stage": stage,
         "settings": TypeAdapter(type(settings)).dump_python(settings, mode="json"),
-        "inputs": {name: sha256_tree(path) for name, path in inputs.items()},
+        "inputs": {name: found if isinstance(found, str) else sha256_tree(found) for name, found in inputs.items()},
         "outputs": outputs,
         **(extra or {}),
     }

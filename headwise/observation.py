@@ -15,5 +15,7 @@ class Observation:
     )
     batch_size: Annotated[int, Field(ge=1, le=512, description="examples per forward pass")] = 8
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], Field(description="auto: bfloat16 where the hardware has it")] = "auto"
-    max_examples: Annotated[int, Field(ge=1, description="how many calibration examples at most, in the order of their ids")] = 200
+    max_examples: Annotated[
+        int, Field(ge=1, description="how many calibration examples at most: all questions of as many images as fit, drawn by their names")
+    ] = 200
     max_bad_share: Annotated[float, Field(ge=0, le=1, description="share of examples that may be left out before the step fails")] = 0.05

@@ -294,9 +294,7 @@ def answer(
             weights.save(out, step + 1)
 
 
-def _pack_batch(
-    processor: LlavaProcessor, settings: Pretraining, batch: Sequence[Composition], step: int, num_visual: int
-) -> list[Packed]:
+def _pack_batch(processor: LlavaProcessor, settings: Pretraining, batch: Sequence[Composition], step: int, num_visual: int) -> list[Packed]:
     """Each image's first closed questions, and for a random share of the images the caption."""
     rng = np.random.default_rng([settings.seed, 1, step])
     packed = []

@@ -32,7 +32,6 @@ class Selection:
 
     arm: Arm
     criterion: Criterion
-    unit: Literal["layer"] = "layer"
     layers: tuple[int, ...]
     num_layers: int
     scores_sha256: str | None = None

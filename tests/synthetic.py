@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headwise.attention.table import ATTENTION, SCALARS
+from headwise.attention.schema import ATTENTION, SCALARS
 from headwise.masks.rle import encode
 from headwise.masks.table import MASKS
 
@@ -28,7 +28,7 @@ def attention_table(maps: Mapping[str, np.ndarray], grids: Mapping[str, tuple[in
                 )
             ),
             "map": maps[example_id][layer, head],
-            "map_max": 0.5,
+            "map_max": highest(example_id, layer, head),
             "text_image_map": maps[example_id][layer, head],
             "text_image_map_max": 0.5,
             **dict(zip(SCALARS, scalars[example_id][layer, head].tolist(), strict=True)),
@@ -51,6 +51,11 @@ def write_part(
     return path
 
 
+def highest(example_id: str, layer: int, head: int) -> float:
+    """A made-up maximum of a map, another for each, exact in 32 bit."""
+    return (1 + (len(example_id) + 3 * layer + 5 * head + sum(example_id.encode())) % 7) / 8
+
+
 def draw_scalars(example_id: str, shape: tuple[int, ...]) -> np.ndarray:
     """The made-up scalar statistics of one example, (layer, head, statistic)."""
     rng = np.random.default_rng(list(example_id.encode()))
@@ -58,9 +63,18 @@ def draw_scalars(example_id: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def mask_row(example_id: str, mask: np.ndarray, **changes: object) -> dict[str, object]:
-    """A row of masks.parquet: the key object, usable, unless `changes` say otherwise."""
+    """A row of masks.parquet: the key object of an image of its own, usable, unless `changes` say otherwise."""
     height, width = mask.shape
-    row = {"example_id": example_id, "object": 0, "phrase": "thing", "key": True, "height": height, "width": width, "box": [0.0] * 4}
+    row = {
+        "example_id": example_id,
+        "image": f"{example_id}.png",
+        "object": 0,
+        "phrase": "thing",
+        "key": True,
+        "height": height,
+        "width": width,
+        "box": [0.0] * 4,
+    }
     return row | {"rle": encode(mask), "predicted_iou": None, "area": float(mask.mean()), "source": "exact", "reason": None} | changes
 
 

@@ -1,5 +1,6 @@
 """Composed photographs from folders of cut-outs and backgrounds made here."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from headwise.compositions import SIZE
-from headwise.cutouts import BACKGROUND_SHARES, Photographs, compose_photograph, read_photographs
+from headwise.cutouts import BACKGROUND_SHARES, Photographs, background_split, compose_photograph, read_photographs
 
 NAMES = [f"{colour} {thing}" for colour in ("red", "blue", "green", "pink") for thing in ("apple", "boat", "cat", "drum", "egg", "fork")]
 
@@ -65,6 +66,49 @@ def test_splits_share_no_background_and_drift_no_name(photographs: Photographs) 
     known, unknown = photographs.names(drift=False), photographs.names(drift=True)
     assert not set(known) & set(unknown)
     assert sorted(known + unknown) == sorted(NAMES)
+
+
+DEBIANS = {
+    "pretrain": [
+        *("Bridge_by_Sander_Klootwijk", "Dragonfly_by_Bolly", "Wine_by_Jakkub_Mede", "aitzgorri_by_Aitzol_Berasategi"),
+        *("greentock_by_Peter_Nerlich", "life_by_Aitzol_Berasategi", "picosdeeuropa_by_Aitzol_Berasategi"),
+        *("Blinds", "RainDrops", "Storm", "Wood", "YellowFlower"),
+    ],
+    "calibration": ["free_by_Peter_Nerlich", "friends_by_Aitzol_Berasategi", "umang_by_Abhishek_Mudgal", "GreenMeadow"],
+    "evaluation": ["seeding_by_Clements_Engelhardt", "sunset_by_Aitzol_Berasategi", "Aqua", "FreshFlower", "Garden"],
+    "forgetting": ["analogpattern_by_Peter_Nerlich", "Dune", "LadyBird", "TwoWings"],
+}
+"""The photographs of lomiri-wallpapers-16.04 and mate-backgrounds as the weights in the repository were trained on them, or not."""
+
+
+@pytest.mark.parametrize("split", DEBIANS)
+def test_the_trained_weights_never_saw_a_held_out_background(split: str) -> None:
+    assert {background_split(f"{name}.jpg") for name in DEBIANS[split]} == {split}
+
+
+def test_more_photographs_move_none_to_another_split(photographs: Photographs) -> None:
+    fewer = replace(photographs, backgrounds=photographs.backgrounds[::2])
+    for split in BACKGROUND_SHARES:
+        assert set(fewer.split_backgrounds(split)) == set(photographs.split_backgrounds(split)) & set(fewer.backgrounds)
+
+
+def test_a_split_without_a_photograph_is_named(photographs: Photographs, tmp_path: Path) -> None:
+    names = [name for name in (f"{number}.jpg" for number in range(24)) if background_split(name) != "evaluation"]
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=rf"none of the {len(names)} photographs falls to evaluation \("):
+        read_photographs(photographs.cutouts[0].path.parent, tmp_path)
+
+
+def test_the_digest_sees_pictures_and_names(photographs: Photographs) -> None:
+    first = photographs.cutouts[0]
+    others = [
+        replace(photographs, backgrounds=photographs.backgrounds[1:]),
+        replace(photographs, cutouts=(replace(first, name="x"), *photographs.cutouts[1:])),
+        replace(photographs, cutouts=(replace(first, path=photographs.cutouts[1].path), *photographs.cutouts[1:])),
+    ]
+    assert len({photographs.digest(), *(other.digest() for other in others)}) == 4
+    assert replace(photographs).digest() == photographs.digest()
 
 
 def test_answers_hold_in_the_masks_and_the_seed_decides(photographs: Photographs) -> None:

@@ -8,9 +8,10 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from headwise.data import DataSource, write_data
-from headwise.examples import OBJECTS, read_examples
-from headwise.files import read_table, sha256_tree
+from headwise.calibration.settings import Lora
+from headwise.data import DataSource, check_data, write_data
+from headwise.examples import OBJECTS, Example, read_examples
+from headwise.files import read_table, sha256_tree, write_table
 from headwise.masks import rle
 
 SMALL = DataSource(calibration=4, evaluation=3, forgetting=2)
@@ -48,6 +49,7 @@ def own_folder(tmp_path: Path, rows: list[object], images: int = 3) -> DataSourc
     for number in range(images):
         Image.fromarray(np.full((20, 30, 3), number * 40, dtype=np.uint8)).save(root / f"{number}.png")
     (root / "index.jsonl").write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    write_table(pl.DataFrame(OBJECTS.empty_table()), root / "objects.parquet", OBJECTS)
     return DataSource(kind="folder", path=str(root))
 
 
@@ -71,7 +73,9 @@ def test_own_images_come_over_byte_for_byte(tmp_path: Path) -> None:
         ({"question": ""}, "no question in the index"),
         ({"answer": None}, "no answer in the index"),
         ({"image": None}, "no image in the index"),
-        ({"image": "7.png"}, "no such file"),
+        ({"image": "7.png"}, r"7.png: cannot be read (No such file"),
+        ({"image": "folder.png"}, r"folder.png: cannot be read (Is a directory)"),
+        ({"image": "dangling.png"}, r"dangling.png: cannot be read (No such file"),
         ({"image": "../own/0.png"}, "leaves the data folder"),
         ({"image": "empty.png"}, "the file is empty"),
         ({"split": "tset"}, "unknown split 'tset'"),
@@ -80,6 +84,8 @@ def test_own_images_come_over_byte_for_byte(tmp_path: Path) -> None:
 def test_one_bad_row_is_left_out_with_its_reason(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
     source = own_folder(tmp_path, [row(0), row(1), row(2, **changes)])
     (tmp_path / "own" / "empty.png").touch()
+    (tmp_path / "own" / "folder.png").mkdir()
+    (tmp_path / "own" / "dangling.png").symlink_to("nowhere.png")
     bad = write(source, tmp_path / "out")
     assert list(bad) == ["q2"]
     assert reason in bad["q2"]
@@ -98,6 +104,70 @@ def test_one_bad_row_is_left_out_with_its_reason(tmp_path: Path, changes: dict[s
 def test_a_wrong_index_is_refused(tmp_path: Path, rows: list[object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         write(own_folder(tmp_path, rows), tmp_path / "out")
+
+
+def test_a_parquet_index_is_read_as_the_same_lines_would_be(tmp_path: Path) -> None:
+    rows = [row(0, phrase="thing"), row(1, answers=["a", "b"], answer=None), row(0, id="again", task="caption")]
+    source = own_folder(tmp_path, rows)
+    write(source, tmp_path / "lines")
+    (tmp_path / "own" / "index.jsonl").unlink()
+    pl.DataFrame(rows).write_parquet(tmp_path / "own" / "index.parquet")
+    assert write(source, tmp_path / "parquet") == {}
+    assert read_examples(tmp_path / "parquet") == read_examples(tmp_path / "lines")
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"PAR1 cut off", "not a readable Parquet file"), (None, "empty; give a row")])
+def test_a_broken_or_empty_parquet_index_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    source, path = own_folder(tmp_path, [row(0)]), tmp_path / "own" / "index.parquet"
+    if content is None:
+        pl.DataFrame(schema={"image": pl.String, "question": pl.String}).write_parquet(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"own/index\.parquet: {message}"):
+        write(source, tmp_path / "out")
+
+
+def test_lines_that_are_no_text_are_named(tmp_path: Path) -> None:
+    source = own_folder(tmp_path, [row(0)])
+    (tmp_path / "own" / "index.jsonl").write_bytes(b'{"image": "\xff"}')
+    with pytest.raises(ValueError, match=r"index\.jsonl, line 1: not JSON"):
+        write(source, tmp_path / "out")
+
+
+def test_a_folder_without_masks_is_refused_at_once(tmp_path: Path) -> None:
+    source = own_folder(tmp_path, [row(0)])
+    (tmp_path / "own" / "objects.parquet").unlink()
+    with pytest.raises(ValueError, match=r"no objects\.parquet.*image, object, phrase, height, width, rle"):
+        write(source, tmp_path / "out")
+
+
+def in_split(split: str, *images: str, task: str = "caption") -> list[Example]:
+    return [Example(f"{split}-{task}-{image}", image, None, "What?", ("x",), None, task, split) for image in images]
+
+
+WHOLE = [*in_split("calibration", "a", "b"), *in_split("evaluation", "c", "d")]
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        (in_split("calibration", "a", "b"), "split 'evaluation' has no image, 2 at least are needed: add images, or share out"),
+        ([*WHOLE, *in_split("forgetting", "e", task="vqa")], "split 'forgetting' has closed questions about 1 image, 2 at least"),
+        ([*WHOLE, *in_split("evaluation", "c", "c", task="vqa")], "split 'evaluation' has closed questions about 1 image, 2 at least"),
+        (
+            [*in_split("calibration", "a", "b", task="vqa"), *in_split("evaluation", "c", "d")],
+            "no caption among 2 examples of the calibration split: give .* task 'caption', or .* calibration.examples=all",
+        ),
+    ],
+)
+def test_what_would_stop_a_later_step_is_said_at_once(examples: list[Example], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_data(examples, Lora())
+
+
+def test_data_without_captions_or_forgetting_will_do_if_all_questions_are_trained_on() -> None:
+    check_data(WHOLE, Lora())
+    check_data([*in_split("calibration", "a", "b", task="vqa"), *in_split("evaluation", "c", "d", task="vqa")], Lora(examples="all"))
 
 
 def test_no_folder_and_no_index_are_named(tmp_path: Path) -> None:

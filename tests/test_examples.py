@@ -47,6 +47,13 @@ def test_exif_orientation_is_applied() -> None:
     assert decode_image(encoded(Image.new("RGB", (30, 10)), "JPEG", exif=exif.tobytes()), "x").size == (10, 30)
 
 
+def test_of_a_phones_two_pictures_in_one_file_the_first_is_taken() -> None:
+    content = encoded(NOISE, "MPO", save_all=True, append_images=[NOISE.transpose(Image.Transpose.ROTATE_90)], quality=100)
+    assert getattr(Image.open(BytesIO(content)), "n_frames") == 2  # noqa: B009
+    difference = np.asarray(decode_image(content, "x")).astype(int) - np.asarray(decode_image(encoded(NOISE, "JPEG", quality=100), "x"))
+    assert np.abs(difference).max() == 0
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -1,14 +1,20 @@
 """Artefacts are whole or absent, and have the columns that their schema says."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import polars as pl
 import pyarrow as pa
 import pytest
 
 from headwise.data import DataSource
-from headwise.files import new_file, new_folder, read_json, read_table, sha256_tree, write_json, write_manifest, write_table
+from headwise.files import exclusive, new_file, new_folder, read_json, read_table, sha256_tree, write_json, write_manifest, write_table
 
 SCHEMA = pa.schema([("id", pa.string()), ("value", pa.float32())])
 ROWS = pl.DataFrame({"value": [1.5, None], "id": ["a", "b"]})
@@ -25,31 +31,72 @@ def test_a_folder_takes_its_place_only_when_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_partial_folder_of_a_killed_run_is_cleared(tmp_path: Path) -> None:
-    (tmp_path / ".out.partial").mkdir()
-    (tmp_path / ".out.partial" / "stale").write_text("x")
-    with new_folder(tmp_path / "out") as folder:
-        (folder / "new").write_text("y")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+KILLED_INSIDE = """
+with new_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").write_text("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+KILLED_BETWEEN_THE_RENAMES = """
+rename = Path.rename
+def rename_and_die(self, target):
+    rename(self, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+Path.rename = rename_and_die
+with new_folder(Path(sys.argv[1])) as folder:
+    (folder / "new").write_text("x")
+"""
+KILLED_INSIDE_A_FILE = """
+with new_file(Path(sys.argv[1]) / "file") as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
-@pytest.mark.slow
-def test_a_real_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
-    """On a file system of 1 MB, mounted here."""
-    import subprocess
+@pytest.mark.parametrize("program", [KILLED_INSIDE, KILLED_BETWEEN_THE_RENAMES, KILLED_INSIDE_A_FILE])
+def test_a_killed_process_loses_nothing_and_its_leftovers_go(tmp_path: Path, program: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "file").write_text("old")
+    imports = "import os, signal, sys\nfrom pathlib import Path\nfrom headwise.files import new_file, new_folder\n"
+    done = subprocess.run([sys.executable, "-c", imports + program, str(out)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    with pytest.raises(RuntimeError), new_folder(out):
+        raise RuntimeError
+    with new_file(out / "file"):
+        assert [path.name for path in out.iterdir() if not path.name.startswith(".")] == ["file"]
+        assert (out / "file").read_text() == "old"
+        (next(out.glob(".file.*")) / "file").write_text("new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "file"]
 
-    mount = tmp_path / "small"
-    mount.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], check=True)
-    try:
-        with new_folder(mount / "out") as folder:
-            write_json({"kept": True}, folder / "old.json")
-        with pytest.raises(OSError, match="No space left"), new_folder(mount / "out") as folder:
-            (folder / "big").write_bytes(bytes(3_000_000))
-        assert [path.name for path in mount.iterdir()] == ["out"]
-        assert read_json(mount / "out" / "old.json") == {"kept": True}
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)
+
+def test_two_writers_at_once_leave_one_whole_folder(tmp_path: Path) -> None:
+    out, together = tmp_path / "out", Barrier(3)
+
+    def write(number: int) -> None:
+        for turn in range(5):
+            with new_folder(out) as folder, new_file(tmp_path / "file") as file:
+                together.wait()
+                (folder / "first").write_text(f"{number} {turn}")
+                (folder / "second").write_text(f"{number} {turn}")
+                file.write_text(f"{number} {turn}")
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write, range(3)))
+    assert (out / "first").read_text() == (out / "second").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
+
+
+def test_one_process_at_a_time_is_inside(tmp_path: Path) -> None:
+    inside: list[int] = []
+
+    def enter(number: int) -> None:
+        with exclusive(tmp_path / "cache" / "lock"):
+            inside.append(number)
+            time.sleep(0.01)
+            assert inside.pop() == number
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(enter, range(8)))
 
 
 def test_a_file_takes_its_place_only_when_whole(tmp_path: Path) -> None:

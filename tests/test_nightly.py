@@ -13,15 +13,15 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
-from flows.arguments import flow_arguments
 from flows.controls import Cell, run_cell
 from flows.nightly import Result, arm_stages, nightly, shared_stages
-from flows.parameters import Parameters
-from flows.promotion import Promotion
+from flows.parameters import Night as Settings
+from flows.parameters import Parameters, Promotion
 from flows.tracking import open_client
 from headwise.calibration.settings import Lora
 from headwise.data import DataSource
 from headwise.evaluation.settings import Evaluation
+from headwise.evaluation.statistics import Statistics
 from headwise.files import read_json, sha256_tree
 from headwise.observation import Observation
 from headwise.scores.head_impact import HeadImpact
@@ -38,7 +38,7 @@ class Night:
     """A checkout in which the nightly flow ran twice with the same parameters."""
 
     checkout: Path
-    parameters: Parameters
+    parameters: Settings
     first: Result
     second: Result
     second_seconds: float
@@ -52,14 +52,17 @@ class Night:
 def night(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Iterator[Night]:
     root = tmp_path_factory.mktemp("night")
     model = tiny.save(tiny.new_tiny_vlm(), root / "model")
-    parameters = Parameters(
+    parameters = Settings(
         images=DataSource(calibration=16, evaluation=24, forgetting=16),
         attention=Observation(model=str(model), dtype="float32"),
-        scores=HeadImpact(mask_threshold=0, min_examples=5, bootstrap=20),
+        scores=HeadImpact(mask_threshold=0, min_images=5, bootstrap=20),
         selection=Criterion(k=2),
         calibration=Lora(steps=2, batch_size=4),
-        evaluation=Evaluation(max_new_tokens=2, bootstrap=200, sign_flips=200),
+        evaluation=Evaluation(max_new_tokens=2),
+        statistics=Statistics(bootstrap=200, sign_flips=200),
         arms=("top",),
+        promotion=Promotion(margin=0.5),
+        name="tiny",
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(_checkout(root / "checkout"))
@@ -75,7 +78,7 @@ def _checkout(folder: Path) -> Path:
     skipped = shutil.ignore_patterns("__pycache__", "weights", "tmp", "cache", "config.local")
     for name in ("headwise", "tasks", ".dvc"):
         shutil.copytree(ROOT / name, folder / name, ignore=skipped)
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "data/.gitignore"):
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "data/.gitignore", "requirements.lock"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     git(folder, "init", "--quiet", "--initial-branch=main")
@@ -83,8 +86,8 @@ def _checkout(folder: Path) -> Path:
     return folder
 
 
-def _run(parameters: Parameters) -> Result:
-    result = nightly(**flow_arguments(parameters), promotion=Promotion(margin=0.5), name="tiny")
+def _run(parameters: Settings) -> Result:
+    result = nightly(parameters)
     assert isinstance(result, Result)
     return result
 
@@ -99,12 +102,13 @@ def test_the_adapter_loads_in_the_model_and_is_the_one_that_was_traced(night: Ni
     adapter = night.folder / "data/adapters/top"
     assert load_vlm(night.parameters.attention.model, adapter=adapter, dtype="float32").num_layers == tiny.NUM_LAYERS
     digest = read_json(adapter / "calibration.json")["adapter_sha256"]
-    assert read_json(night.folder / "lineage.json")["adapters"] == {"top": digest}
+    base_digest = read_json(adapter / "calibration.json")["base_sha256"]
+    assert read_json(night.folder / "lineage.json")["adapters"] == {"top": {"sha256": digest, "base_sha256": base_digest}}
     evaluated = read_json(night.folder / "data/evaluations/top/manifest.json")["inputs"]
     assert isinstance(evaluated, dict) and evaluated["adapter"] == sha256_tree(adapter)
-    version = open_client().get_model_version_by_alias("headwise", "challenger")
+    version = open_client().get_model_version_by_alias("model.scenes", "challenger")
     assert (str(version.version), version.tags["adapter.sha256"]) == ("1", digest)
-    assert len(open_client().search_model_versions("name = 'headwise'")) == 1
+    assert len(open_client().search_model_versions("name = 'model.scenes'")) == 1
 
 
 def test_the_registered_model_answers(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +116,7 @@ def test_the_registered_model_answers(night: Night, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{night.checkout / '.headwise/mlflow.db'}")
     image = next((night.folder / "data/images/images").glob("*.png"))
-    answers = load_model("models:/headwise@challenger").predict([{"image": str(image), "question": "What colour?"}])
+    answers = load_model("models:/model.scenes@challenger").predict([{"image": str(image), "question": "What colour?"}])
     assert len(answers) == 1 and isinstance(answers[0], str)
 
 

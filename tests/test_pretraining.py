@@ -61,7 +61,7 @@ def test_the_stream_of_images_is_seeded_and_goes_on_where_it_stopped() -> None:
 
 
 SHORT = Pretraining(
-    alignment_steps=2, steps=40, images_per_step=1, photographs=0.0, rank=8, learning_rate=2e-2, captions=0.0, compiled=False
+    alignment_steps=30, steps=40, images_per_step=1, photographs=0.0, rank=8, learning_rate=2e-2, captions=0.0, compiled=False
 )
 
 
@@ -78,12 +78,18 @@ def test_training_lowers_the_loss_and_a_killed_one_ends_in_the_same_bytes(tmp_pa
     unbroken = trained(tmp_path / "a", lines.append)
     losses = [float(line.split("loss ")[1].split()[0]) for line in lines if line.startswith("step")]
     assert losses[-1] < losses[0] - 0.3
+    assert all(tensor.any() for name, tensor in unbroken.items() if "lora_B" in name)
+    assert any("vision_tower" in name for name in unbroken)
 
-    def killed(line: str) -> None:
-        if line.startswith("step 30/"):
-            raise KeyboardInterrupt
+    def killed_at(mark: str) -> Callable[[str], None]:
+        def kill(line: str) -> None:
+            if line.startswith(mark):
+                raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "b", killed)
+        return kill
+
+    for mark in ("alignment 20/", "step 30/"):
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "b", killed_at(mark))
     resumed = trained(tmp_path / "b", lambda line: None)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in unbroken.items())

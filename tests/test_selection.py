@@ -136,8 +136,8 @@ def test_a_selection_is_read_back_with_the_digest_of_its_scores(tmp_path: Path) 
     assert found.scores_sha256 == sha256_file(scores)
     assert found.criterion == selection.criterion
     content = read_json(tmp_path / "selection.json")
-    assert set(content) == {"arm", "criterion", "unit", "layers", "num_layers", "scores_sha256"}
-    assert (content["unit"], content["layers"], content["num_layers"]) == ("layer", [1, 2], 3)
+    assert set(content) == {"arm", "criterion", "layers", "num_layers", "scores_sha256"}
+    assert (content["layers"], content["num_layers"]) == ([1, 2], 3)
 
 
 def test_a_selection_with_an_unknown_arm_is_refused(tmp_path: Path) -> None:

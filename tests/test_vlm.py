@@ -1,5 +1,6 @@
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,17 @@ def test_an_adapter_is_put_on(folder: Path, tmp_path: Path) -> None:
     assert not torch.allclose(expected, logits(tiny_vlm()), atol=1e-3)
     assert len(loaded.decoder.layers) == NUM_LAYERS
     assert not any(p.requires_grad for p in loaded.model.parameters())
+
+
+def test_loading_says_nothing_where_no_terminal_shows_it(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    get_peft_model(new_tiny_vlm().base, LoraConfig(r=2, target_modules=r".*language_model\.layers\.0\.self_attn\.q_proj")).save_pretrained(
+        tmp_path
+    )
+    capfd.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_vlm(folder, adapter=tmp_path, dtype="float32")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_adapter_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:

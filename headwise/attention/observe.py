@@ -9,11 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwise.attention.reducers import statistics
+from headwise.attention.schema import MAPS
 from headwise.attention.seam import Attention, visiting
 from headwise.segments import Grid
 from headwise.vlm import VLM, Batch
-
-MAPS = ("map", "text_image_map")
 
 
 @dataclass(frozen=True)

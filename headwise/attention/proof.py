@@ -9,7 +9,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from headwise.attention.observe import MAPS, Observed, forward, observe
+from headwise.attention.observe import Observed, forward, observe
+from headwise.attention.schema import MAPS
 from headwise.attention.seam import Attention, set_implementation, visiting
 from headwise.vlm import VLM, Batch, encode
 

@@ -1,7 +1,7 @@
 """Statistics of attention, gathered row block by row block, for every example, layer and head.
 
-Notation: A[i, j] attention of query i to key j; R the answer's rows; I the visual tokens; T the text tokens, before and after the image
-(a causal decoder's tokens before the image see none of it, and only they are seen by it); an average over no rows or tokens is 0.
+Notation: A[i, j] attention of query i to key j; R the answer's rows; I the visual tokens; T the text tokens, question and answer;
+S the system tokens, before the image; an average over no rows or tokens is 0.
 """
 
 from dataclasses import dataclass, field
@@ -33,15 +33,16 @@ class RowMeans:
     """Means over rows of the attention to each key, from which all that is linear in A follows.
 
     map = mean_R A[i, I] (mean_T for text_image_map); visual_mass, text_mass, system_mass = mean_R of the attention that falls on the
-    segment (they sum to 1); initial_mass = mean_R A[i, first]; text_to_image = sum_{i in T, j in I} A[i, j] / |T||I| and
-    image_to_text = sum_{i in I, j in T} A[i, j] / |T||I| (RAH-LoRA eq. 3). Maps hold every key; those outside I are 0.
+    segment (they sum to 1); initial_mass = mean_R A[i, first]; text_to_image = sum_{i in T, j in I} A[i, j] / |T||I| (RAH-LoRA eq. 3).
+    image_to_text = sum_{i in I, j in S or T} A[i, j] / |S or T||I|: the paper has T alone, which an image before the question cannot see
+    in a causal decoder, so that it would be 0; that S counts is our choice. Maps hold every key; those outside I are 0.
     """
 
     sums: dict[int, Float[Tensor, "batch head 3 key"]] = field(default_factory=dict)
 
     def update(self, layer: int, rows: Rows, segments: Segments) -> None:
         """Add a block's share of the means over R, T and I."""
-        weights = torch.stack([_mean_weights(segments.answer), _mean_weights(_all_text(segments)), _mean_weights(segments.visual)], dim=1)
+        weights = torch.stack([_mean_weights(kind) for kind in (segments.answer, segments.text, segments.visual)], dim=1)
         stop = rows.start + rows.probabilities.shape[2]
         block = weights[:, None, :, rows.start : stop] @ rows.probabilities
         _add(self.sums, layer, block)
@@ -58,7 +59,7 @@ class RowMeans:
             "system_mass": (answer * _keys(segments.system)).sum(-1),
             "initial_mass": (answer * _keys(first)).sum(-1),
             "text_to_image": (text * _keys(_mean_weights(segments.visual))).sum(-1),
-            "image_to_text": (visual * _keys(_mean_weights(_all_text(segments)))).sum(-1),
+            "image_to_text": (visual * _keys(_mean_weights(segments.system | segments.text))).sum(-1),
         }
 
 
@@ -126,10 +127,6 @@ class KeyVariance:
 def statistics() -> tuple[Statistic, ...]:
     """A fresh set of all statistics, for one batch."""
     return RowMeans(), MaxVisual(), NonvisualEntropy(), KeyVariance()
-
-
-def _all_text(segments: Segments) -> Bool[Tensor, "batch token"]:
-    return segments.system | segments.text
 
 
 def _mean_weights(mask: Bool[Tensor, "batch token"]) -> Float[Tensor, "batch token"]:

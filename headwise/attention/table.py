@@ -9,35 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from headwise.attention.observe import MAPS, Observed
+from headwise.attention.observe import Observed
+from headwise.attention.schema import ATTENTION, MAPS, SCALARS
 
-SCALARS = (
-    "visual_mass",
-    "text_mass",
-    "system_mass",
-    "initial_mass",
-    "max_visual",
-    "nonvisual_entropy",
-    "text_to_image",
-    "image_to_text",
-    "key_variance",
-)
-PART = "part.parquet"
 KEY = ("example_id", "layer", "head")
-
-ATTENTION = pa.schema(
-    [
-        ("example_id", pa.string()),
-        ("layer", pa.int16()),
-        ("head", pa.int16()),
-        ("grid_height", pa.int16()),
-        ("grid_width", pa.int16()),
-        *((name, type_) for map_ in MAPS for name, type_ in ((map_, pa.list_(pa.float16())), (f"{map_}_max", pa.float32()))),
-        *((name, pa.float32()) for name in SCALARS),
-    ]
-)
-"""part.parquet, sorted by (example_id, layer, head). A map is divided by its maximum, so that fp16 keeps its small values;
-`map * map_max` gives it back. Without an image the maps are empty and the grid is 0 x 0."""
 
 
 def part_writer(path: Path) -> pq.ParquetWriter:

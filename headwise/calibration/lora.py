@@ -22,9 +22,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from headwise.calibration.adapter import restored_flags, weights_digest
 from headwise.calibration.settings import Lora
-from headwise.examples import CAPTION, BadExample, Example, check_bad_share
+from headwise.examples import BadExample, Example, check_bad_share
 from headwise.likelihood import answer_logits, open_referenced, read_answers
-from headwise.vlm import VLM, Batch, encode
+from headwise.vlm import VLM, Batch, encode, quiet
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 MAX_GRADIENT_NORM = 1.0
@@ -71,14 +71,6 @@ def target_modules(vlm: VLM, layers: Sequence[int]) -> dict[str, nn.Linear]:
     return linear
 
 
-def training_examples(examples: Sequence[Example], settings: Lora) -> list[Example]:
-    """The examples that the settings choose. Raises ValueError if they choose none."""
-    chosen = [example for example in examples if settings.examples == "all" or example.task == CAPTION]
-    if not chosen:
-        raise ValueError(f"no caption among {len(examples)} examples of the calibration split; calibration.examples = all takes the others")
-    return chosen
-
-
 def lora_parameters(rank: int, modules: Mapping[str, nn.Linear]) -> int:
     """Trainable parameters: the sum over modules of `rank (in + out)`."""
     return sum(rank * (module.in_features + module.out_features) for module in modules.values())
@@ -103,7 +95,8 @@ def fit_lora(
     """Train a LoRA on the first reference answers of the examples (their tokens and the end of turn), and nothing else.
 
     The adapter is fp32 on a base of any type. The model stays in evaluation mode, so that no running statistic moves, and is handed back
-    as it was. `progress` hears how many steps of how many are done. Raises ValueError on unknown layers, too many bad examples, or a loss that is not finite.
+    as it was. `progress` hears how many steps of how many are done. Raises ValueError on unknown layers, too
+    many bad examples, or a loss that is not finite.
     """
     modules, before = target_modules(vlm, layers), weights_digest(vlm.base)
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=target_pattern(vlm, layers), lora_dropout=0.0)
@@ -130,7 +123,8 @@ def _adapted(vlm: VLM, config: LoraConfig, seed: int) -> Iterator[VLM]:
     """The model with a new adapter on it, seeded without touching the caller's random state; taken off again at the end."""
     with restored_flags(vlm.base), torch.random.fork_rng():
         torch.manual_seed(seed)
-        adapted = get_peft_model(vlm.base, config).eval()
+        with quiet():
+            adapted = get_peft_model(vlm.base, config).eval()
         assert isinstance(adapted, PeftModel)
         try:
             yield replace(vlm, model=adapted)

@@ -1,9 +1,12 @@
 """How an adapter is trained: apart from the code that trains, so that reading a parameter imports no model."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+
+from headwise.examples import CAPTION, Example
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
@@ -21,3 +24,14 @@ class Lora:
     warmup_ratio: Annotated[float, Field(ge=0, lt=1, description="Share of the steps in which the learning rate rises")] = 0.1
     max_bad_share: Annotated[float, Field(ge=0, lt=1, description="Share of examples that may be unusable before the step fails")] = 0.05
     seed: Annotated[int, Field(ge=0, description="Seed of the first weights and of the order of the examples")] = 0
+
+
+def training_examples(examples: Sequence[Example], settings: Lora) -> list[Example]:
+    """The examples of the calibration split that the settings choose. Raises ValueError if they choose none."""
+    chosen = [example for example in examples if settings.examples == "all" or example.task == CAPTION]
+    if not chosen:
+        raise ValueError(
+            f"no caption among {len(examples)} examples of the calibration split: give descriptions as rows of task {CAPTION!r}, or train "
+            "on the other questions by calibration.examples=all (without captions no perplexity is measured, so nothing is promoted)"
+        )
+    return chosen

@@ -1,8 +1,7 @@
 """Two models on the same examples: is the second one better, and could this sample have told?"""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -10,7 +9,7 @@ import polars as pl
 
 from headwise.evaluation.paired import PairedSums, bootstrap_interval, cluster_sums, detectable_effect, holm, mcnemar, sign_flip
 from headwise.evaluation.perplexity import corpus_perplexity
-from headwise.evaluation.settings import Evaluation
+from headwise.evaluation.statistics import Statistics
 from headwise.examples import CAPTION
 
 Metric = Literal["accuracy", "perplexity"]
@@ -65,7 +64,7 @@ class Comparison:
         return self.low >= -margin if self.metric == "accuracy" else self.high <= 1 + margin
 
 
-def compare(before: pl.DataFrame, after: pl.DataFrame, settings: Evaluation) -> list[Comparison]:
+def compare(before: pl.DataFrame, after: pl.DataFrame, settings: Statistics) -> list[Comparison]:
     """Compare two ANSWERS tables: per split the headlines (caption perplexity, accuracy of closed questions), then every closed task.
 
     A task asked about a single image has no interval and is left out. Raises ValueError unless both tables answer the same examples.
@@ -84,11 +83,6 @@ def compare(before: pl.DataFrame, after: pl.DataFrame, settings: Evaluation) -> 
     return [*_with_holm(headlines), *_with_holm(tasks)]
 
 
-def as_frame(comparisons: Sequence[Comparison]) -> pl.DataFrame:
-    """The comparisons as a table, one row each, with their `verdict`."""
-    return pl.DataFrame([{**asdict(comparison), "verdict": comparison.verdict} for comparison in comparisons], infer_schema_length=None)
-
-
 def _pair(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
     """Both tables side by side, sorted by example, the second one's columns with the suffix `_after`."""
     one_sided = set(before["example_id"]) ^ set(after["example_id"])
@@ -100,7 +94,7 @@ def _pair(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
     return before.join(after, on="example_id", suffix="_after", validate="1:1").sort("example_id")
 
 
-def _compare_accuracy(pairs: pl.DataFrame, split: str, task: str | None, settings: Evaluation) -> Comparison:
+def _compare_accuracy(pairs: pl.DataFrame, split: str, task: str | None, settings: Statistics) -> Comparison:
     right, right_after = (pairs[name].cast(pl.Float64).to_numpy() for name in ("right", "right_after"))
     sums = cluster_sums(right_after - right, np.ones(len(pairs)), pairs["image"].to_numpy())
     low, high = bootstrap_interval(sums, settings.bootstrap, settings.seed)
@@ -122,7 +116,7 @@ def _compare_accuracy(pairs: pl.DataFrame, split: str, task: str | None, setting
     )
 
 
-def _compare_perplexity(pairs: pl.DataFrame, split: str, settings: Evaluation) -> Comparison:
+def _compare_perplexity(pairs: pl.DataFrame, split: str, settings: Statistics) -> Comparison:
     if not pairs["tokens"].equals(pairs["tokens_after"]):
         raise ValueError(
             f"split {split!r}: the two models count different tokens in the same answers, so their perplexities do not compare"
@@ -147,7 +141,7 @@ def _compare_perplexity(pairs: pl.DataFrame, split: str, settings: Evaluation) -
     )
 
 
-def _tests(sums: PairedSums, settings: Evaluation) -> dict[str, float]:
+def _tests(sums: PairedSums, settings: Statistics) -> dict[str, float]:
     p_value = sign_flip(sums, settings.sign_flips, settings.seed)
     return {"p_value": p_value, "p_holm": p_value}
 

@@ -25,8 +25,9 @@ def evaluate(
 
     Every first reference answer is read for its nats (its tokens and the end of turn). Closed questions are answered too, greedily: where
     each token read was the likeliest, the reference is that answer, and only the others are generated. An answer is valid if it is,
-    normalised, a reference of any question of its task here. Batches hold questions of like length, so that two models see the same
-    batches. `progress` hears how many examples of how many are done.
+    normalised, a reference of any question of its task here. Batches hold questions of like length, and every model reads the same
+    ones; it generates in parts of them, for the questions where it would not give the reference, so that there the padding, and with it
+    the rounding, may differ from another model's. `progress` hears how many examples of how many are done.
     """
     known, bad = known_answers(examples), dict[str, str]()
     rows: list[Row] = []

@@ -7,6 +7,8 @@ from headwise.evaluation.perplexity import corpus_perplexity
 from headwise.examples import CAPTION
 
 ANSWERS_FILE, METRICS_FILE = "answers.parquet", "metrics.json"
+BASE, CHAMPION = "base", "champion"
+"""Arms that nobody selects layers for: the model without an adapter, and with the one that is in use so far."""
 
 ANSWERS = pa.schema(
     [

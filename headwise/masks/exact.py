@@ -7,21 +7,23 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from headwise.examples import OBJECTS, OBJECTS_FILE, BadExample, Example, check_bad_share, open_image
+from headwise.examples import CAPTION, OBJECTS, OBJECTS_FILE, BadExample, Example, check_bad_share, open_image
 from headwise.files import read_table
 from headwise.masks.quality import MaskQuality, bounding_box, rejection
 from headwise.masks.rle import decode
 from headwise.masks.table import MASKS
 
 SOURCE = "exact"
+NO_OBJECT = "no object is meant: the example has no phrase and is no caption"
 Row = dict[str, object]
 
 
 def exact_masks(folder: Path, examples: Sequence[Example], quality: MaskQuality) -> tuple[pl.DataFrame, dict[str, str]]:
     """The examples' objects as rows of masks.parquet, sorted by example and object, and the bad examples with their reasons.
 
-    An object is key if its phrase is the example's; without a phrase (a caption) every object is. Bad is an example whose image is
-    missing or broken, has no objects, none of the phrase, or a mask of another size; the image is opened for its size.
+    An object is key if its phrase is the example's; for a caption without a phrase, which is about the whole image, every object is. Any
+    other example without a phrase is about no object ("Is there a red circle?" - "no"). Bad is an example whose image is missing or
+    broken, has no objects, none of the phrase, or a mask of another size; the image is opened for its size.
     Raises ValueError if the data set has no objects.parquet, or more than `max_bad_share` of the examples is bad.
     """
     objects = _objects_by_image(folder)
@@ -79,7 +81,11 @@ def _describe(row: Row, height: int, width: int, quality: MaskQuality) -> Row:
 def _example_rows(example: Example, objects: list[Row] | str) -> list[Row]:
     if isinstance(objects, str):
         raise BadExample(objects)
-    rows = [{**row, "example_id": example.id, "key": example.phrase in (None, row["phrase"])} for row in objects]
+    own: Row = {"example_id": example.id, "image": example.image}
+    if example.phrase is None and example.task != CAPTION:
+        size = {name: objects[0][name] for name in ("height", "width")}
+        return [{**own, **size, "key": False, "source": SOURCE, "reason": NO_OBJECT}]
+    rows = [{**row, **own, "key": example.phrase in (None, row["phrase"])} for row in objects]
     if not any(row["key"] for row in rows):
         raise BadExample(f"{example.image}: no object is {example.phrase!r}, the image has {sorted({str(row['phrase']) for row in rows})}")
     return rows

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from headwise.attention.schema import ATTENTION, PART
 from headwise.examples import INDEX, BadExample, Example, open_image, read_examples
 from headwise.files import read_table
 from headwise.masks.rle import decode
@@ -61,7 +61,7 @@ def draw_gallery(data: Path, folder: Path, top: Sequence[Head], bottom: Sequence
 
     The draw is seeded: the same artefacts give the same examples. Writes three JPEG files each into `folder`.
     """
-    parts = sorted((data / "attention").glob("shard=*/part.parquet"))
+    parts = sorted((data / "attention").glob(f"shard=*/{PART}"))
     masks = _key_masks(data / "masks" / MASKS_FILE)
     examples = _calibration_examples(data / "images")
     ids = sorted(_observed(parts) & examples.keys() & masks.keys())
@@ -92,7 +92,7 @@ def _key_masks(path: Path) -> dict[str, pl.DataFrame]:
 
 def _observed(parts: Sequence[Path]) -> set[str]:
     """The examples with attention over an image; two small columns are read of what may be gigabytes."""
-    frames = [_read_columns(part, ["example_id", "grid_height"]) for part in parts]
+    frames = [read_table(part, ATTENTION, ["example_id", "grid_height"]) for part in parts]
     return {example_id for frame in frames for example_id in frame.filter(pl.col("grid_height") > 0)["example_id"].unique()}
 
 
@@ -100,15 +100,8 @@ def _attention(parts: Sequence[Path], ids: Sequence[str], heads: Sequence[Head])
     """The rows of some examples and layers, each once."""
     columns = ["example_id", "layer", "head", "grid_height", "grid_width", "map", "map_max"]
     wanted = pc.field("example_id").isin(ids) & pc.field("layer").isin(sorted({layer for layer, _ in heads}))
-    found = [frame for part in parts if len(frame := _read_columns(part, columns, wanted))]
+    found = [frame for part in parts if len(frame := read_table(part, ATTENTION, columns, wanted))]
     return pl.concat(found).unique(["example_id", "layer", "head"], keep="first", maintain_order=True)
-
-
-def _read_columns(part: Path, columns: list[str], rows: pc.Expression | None = None) -> pl.DataFrame:
-    """Some columns and rows of a part, without its module's schema, which would load the model's libraries for a look at a few maps."""
-    frame = pl.from_arrow(pq.read_table(part, columns=columns, filters=rows))
-    assert isinstance(frame, pl.DataFrame)
-    return frame
 
 
 def _subjects(folder: Path, examples: Sequence[tuple[Example, pl.DataFrame]]) -> Iterator[Subject]:

@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from headwise.files import new_folder
 from headwise.report.records import bad_examples, manifest_table, statistical_tests, words
-from headwise.report.results import read_results
+from headwise.report.results import read_results, read_statistics
 from headwise.report.sections import heads_section, losses_section, overlays_section, read_scores, summary
 from headwise.report.themes import DARK, LIGHT
 
@@ -35,7 +35,8 @@ ABSENT = {
 
 
 def write_report(workspace: Path, out: Path, run: Mapping[str, str]) -> Path:
-    """Write the folder `out` (index.html and its images) about the artefacts in `workspace/data`; returns the path of the page.
+    """Write the folder `out` (index.html and its images) about the artefacts in `workspace/data`, made with the parameters in its
+    params.yaml; returns the path of the page.
 
     `run` holds the ids to show; its entry `verdict` becomes the sentence at the top. What the workspace does not hold yet is left out with
     a plain sentence. The same artefacts give the same bytes. Raises ValueError if `out` is a file or a folder that is not a report, as it
@@ -60,7 +61,7 @@ def _replaceable(out: Path) -> bool:
 
 
 def _context(data: Path, folder: Path, run: Mapping[str, str]) -> dict[str, object]:
-    scores = read_scores(data)
+    scores, statistics = read_scores(data), read_statistics(data.parent / "params.yaml")
     return {
         "generator": GENERATOR,
         "light": LIGHT,
@@ -70,7 +71,8 @@ def _context(data: Path, folder: Path, run: Mapping[str, str]) -> dict[str, obje
         "verdict": run.get("verdict"),
         "run": {name: value for name, value in run.items() if name != "verdict"},
         "summary": summary(data, scores),
-        "results": read_results(data / "evaluations"),
+        "results": read_results(data / "evaluations", statistics),
+        "statistics": statistics,
         "heads": heads_section(scores, folder / "charts") if scores else None,
         "tests": statistical_tests(data / "scores" / "tests.json"),
         "overlays": overlays_section(data, scores, folder / "overlays") if scores else None,

@@ -16,7 +16,7 @@ TITLES = {
     "examples": "Examples",
     "across_layers": "Do the layers differ? Kruskal-Wallis over their heads' means",
     "within_layers": "Do the heads of a layer differ? Kruskal-Wallis, and Friedman for repeated measures",
-    "layer_ranking_over_examples": "Would other examples rank the layers alike? Kendall's tau",
+    "layer_ranking_over_images": "Would other images rank the layers alike? Kendall's tau",
     "layer_ranking_over_thresholds": "Would another threshold rank the layers alike? Kendall's tau",
     "sink_tokens": "Visual tokens taken for sinks, in reading order",
 }
@@ -160,7 +160,8 @@ def bad_examples(data: Path) -> BadExamples | None:
     masks = data / "masks" / MASKS_FILE
     if masks.is_file():
         unusable = read_table(masks, MASKS).filter(pl.col("reason").is_not_null())
-        frames.append(unusable.select(pl.lit("masks").alias("step"), "example_id", pl.col("phrase") + ": " + pl.col("reason")))
+        reason = pl.concat_str("phrase", "reason", separator=": ", ignore_nulls=True)
+        frames.append(unusable.select(pl.lit("masks").alias("step"), "example_id", reason))
     found = pl.concat([frame.rename({frame.columns[-1]: "reason"}) for frame in frames]) if frames else pl.DataFrame()
     if found.is_empty():
         return None

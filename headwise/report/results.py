@@ -1,17 +1,19 @@
 """Before and after: every calibrated model against the uncalibrated one, as rows of the page's tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from pydantic import TypeAdapter
 
 from headwise.evaluation.compare import NEUTRAL, Comparison, compare
-from headwise.evaluation.settings import Evaluation
-from headwise.evaluation.table import ANSWERS
-from headwise.files import MANIFEST, read_json, read_table
+from headwise.evaluation.conditions import conditions
+from headwise.evaluation.statistics import Statistics
+from headwise.evaluation.table import ANSWERS, BASE
+from headwise.files import read_table
 
-BASE, FORGETTING = "base", "forgetting"
+FORGETTING = "forgetting"
 ORDER = ("top", "bottom", "random", "all")
 TITLES = {"evaluation": "Evaluation: held-out examples of the same data", FORGETTING: "Forgetting probe: what was not calibrated"}
 NOTES = {FORGETTING: "The loss that an interval on the forgetting probe still leaves open is its end on the losing side."}
@@ -73,8 +75,8 @@ def sort_arms(arms: Sequence[str]) -> list[str]:
     return sorted(arms, key=lambda arm: (ORDER.index(arm) if arm in ORDER else len(ORDER), arm))
 
 
-def read_results(evaluations: Path) -> Results:
-    """Every arm compared with the uncalibrated model, under the settings of its evaluation.
+def read_results(evaluations: Path, statistics: Statistics) -> Results:
+    """Every arm compared with the uncalibrated model.
 
     An arm that was evaluated on other data, with another model or under other settings is left over from an earlier run: it is named
     instead of compared.
@@ -82,29 +84,20 @@ def read_results(evaluations: Path) -> Results:
     answers = {path.parent.name: read_table(path, ANSWERS) for path in evaluations.glob("*/answers.parquet")}
     if BASE not in answers:
         return Results((), ())
-    base, conditions = answers.pop(BASE), _conditions(evaluations / BASE)
+    base, expected = answers.pop(BASE), conditions(evaluations / BASE)
     ids = set(base["example_id"])
     arms = sort_arms(list(answers))
-    same = [arm for arm in arms if _conditions(evaluations / arm) == conditions and set(answers[arm]["example_id"]) == ids]
-    settings = evaluation_settings(evaluations / BASE)
-    rows = [(arm, comparison) for arm in same for comparison in compare(base, answers[arm], settings)]
+    same = [arm for arm in arms if conditions(evaluations / arm) == expected and set(answers[arm]["example_id"]) == ids]
+    rows = [(arm, comparison) for arm in same for comparison in compare(base, answers[arm], statistics)]
     splits = list(dict.fromkeys(comparison.split for _, comparison in rows))
     compared = tuple(_split_results(split, [row for row in rows if row[1].split == split]) for split in splits)
     return Results(compared, tuple(arm for arm in arms if arm not in same))
 
 
-def _conditions(folder: Path) -> tuple[object, ...]:
-    """What two evaluations must share: the digest of the data's index, the model, its number type and the settings."""
-    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
-    inputs = manifest.get("inputs")
-    index = inputs.get("index") if isinstance(inputs, Mapping) else None
-    return index, manifest.get("model"), manifest.get("dtype"), manifest.get("settings")
-
-
-def evaluation_settings(folder: Path) -> Evaluation:
-    """The settings in an evaluation's manifest, so that the page's intervals are those that decided; the defaults without a manifest."""
-    settings = _conditions(folder)[-1]
-    return TypeAdapter(Evaluation).validate_python(settings) if settings else Evaluation()
+def read_statistics(params: Path) -> Statistics:
+    """The section `statistics` of the run's params.yaml, so that the page's intervals are those that decided; the defaults without one."""
+    content = yaml.safe_load(params.read_text(encoding="utf-8")) if params.is_file() else None
+    return TypeAdapter(Statistics).validate_python((content or {}).get("statistics", {}))
 
 
 def _split_results(split: str, rows: Compared) -> SplitResults:

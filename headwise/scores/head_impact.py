@@ -27,10 +27,13 @@ class HeadImpact:
     ] = 0.5
     mask_object: Annotated[Literal["key", "union"], Field(description="the object that the answer names, or all objects")] = "key"
     sink_fence: Annotated[float, Field(ge=0, description="border tokens above Q3 + this x (Q3 - Q1) of the mean map are sinks")] = 1.5
-    chance_masks: Annotated[int, Field(ge=1, description="at most so many other examples' masks give the chance level")] = 32
-    bootstrap: Annotated[int, Field(ge=1, description="resamples of the examples behind intervals and the stability of the ranking")] = 200
+    chance_masks: Annotated[int, Field(ge=1, description="at most so many other images' masks give the chance level")] = 32
+    bootstrap: Annotated[int, Field(ge=1, description="resamples of the images behind intervals and the stability of the ranking")] = 200
     seed: Annotated[int, Field(ge=0, description="seed of the resamples and of the choice of other masks")] = 0
-    min_examples: Annotated[int, Field(ge=2, description="fewer usable examples than this fail the step")] = 20
+    min_images: Annotated[int, Field(ge=2, description="fewer images with a usable mask than this fail the step")] = 20
+    max_bad_share: Annotated[
+        float, Field(ge=0, le=1, description="share of examples whose mask may be missing or unreadable before the step fails")
+    ] = 0.05
 
     @property
     def cut(self) -> Cut:

@@ -1,18 +1,23 @@
 """Head Impact of every head and example, in two passes over the stored maps: one finds the sink tokens, the other scores."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
+from headwise.attention.schema import SCALARS
 from headwise.scores.head_impact import Cut, HeadImpact, binarise, iou
-from headwise.scores.schema import MEANS
 from headwise.scores.sink_tokens import sink_tokens
 from headwise.scores.stored import Heads, StoredExample, stored_examples
+from headwise.scores.token_masks import Target
 from headwise.segments import Grid
+
+BLOCK_EXAMPLES = 128
+"""Examples whose scores are held at once."""
 
 THRESHOLDS: dict[str, Cut] = {
     "mean": ("mean", 0.0),
@@ -25,7 +30,7 @@ THRESHOLDS: dict[str, Cut] = {
 
 @dataclass(frozen=True)
 class Survey:
-    """What the first pass finds: each example's grid, the mean map of each grid, and each head's mean of the `MEANS` columns."""
+    """What the first pass finds: each example's grid, the mean attention on each grid, and each head's mean of the `SCALARS` columns."""
 
     grids: dict[str, Grid]
     mean_maps: dict[Grid, Float64[np.ndarray, "visual"]]
@@ -34,12 +39,13 @@ class Survey:
 
 @dataclass(frozen=True)
 class Impacts:
-    """What the second pass finds, examples sorted by id, rows in the order of (layer, head); NaN where undefined.
+    """What the second pass finds of a block of examples, rows in the order of (layer, head); NaN in all of an example's rows if undefined.
 
-    by_threshold: each layer's mean HI under every threshold of `THRESHOLDS`.
+    by_threshold: each layer's HI under every threshold of `THRESHOLDS`, mean over heads, summed over the block's examples.
     """
 
     example_ids: list[str]
+    images: list[str]
     head_impact: Float32[np.ndarray, "example row"]
     chance: Float32[np.ndarray, "example row"]
     nosink: Float32[np.ndarray, "example row"]
@@ -47,75 +53,88 @@ class Impacts:
 
 
 def survey(parts: Sequence[Path], heads: Heads) -> Survey:
-    """Read every map once. Sums of 16-bit values are exact in double precision, and examples come in the order of their ids."""
+    """Read every map once, each times its maximum: a head that hardly looks at the image says little about where sinks are.
+
+    Examples come in the order of their ids, so that the sums do not depend on how they were shared out.
+    """
     grids: dict[str, Grid] = {}
     sums: dict[Grid, np.ndarray] = {}
-    means = np.zeros((heads.rows, len(MEANS)))
-    for example in stored_examples(parts, heads, means=True):
-        assert example.means is not None
+    means = np.zeros((heads.rows, len(SCALARS)))
+    for example in stored_examples(parts, heads, scalars=True):
+        assert example.highest is not None
+        assert example.scalars is not None
         grids[example.example_id] = example.grid
-        sums[example.grid] = sums.get(example.grid, 0.0) + example.maps.sum(axis=0)
-        means += example.means
+        sums[example.grid] = sums.get(example.grid, 0.0) + example.highest.astype(np.float64) @ example.maps
+        means += example.scalars
     counts = Counter(grids.values())
     return Survey(grids, {grid: total / (heads.rows * counts[grid]) for grid, total in sums.items()}, means / len(grids))
 
 
-def head_impacts(parts: Sequence[Path], heads: Heads, found: Survey, targets: Mapping[str, np.ndarray], settings: HeadImpact) -> Impacts:
-    """Score every example that has a token mask.
+def head_impacts(
+    parts: Sequence[Path], heads: Heads, found: Survey, targets: Mapping[str, Target], settings: HeadImpact
+) -> Iterator[Impacts]:
+    """Score every example that has a target, block by block in the order of ids.
 
-    HI = IoU([map > threshold], mask). Chance = mean IoU of the same map with the masks of other examples of the same grid: all of them
-    up to `chance_masks`, else a seeded choice, so that the cost stays linear in the examples. No-sink = HI with the sink tokens taken
-    out of map and mask before the threshold.
+    HI = IoU([map > threshold], mask). Chance = mean IoU of the same map with `other_masks`. No-sink = HI with the sink tokens taken out of
+    map and mask before the threshold.
     """
-    others = _other_masks(targets, found.grids, settings)
+    others = other_masks(targets, found.grids, settings)
     kept = {grid: ~sink_tokens(mean_map, grid, settings.sink_fence) for grid, mean_map in found.mean_maps.items() if 0 not in grid}
-    scores = {name: np.full((len(targets), heads.rows), np.nan, dtype=np.float32) for name in ("head_impact", "chance", "nosink")}
-    by_threshold = np.zeros((len(THRESHOLDS), heads.num_layers))
-    example_ids: list[str] = []
-    for example in stored_examples(parts, heads, means=False):
-        target = targets.get(example.example_id)
-        if target is None:
-            continue
-        row = len(example_ids)
-        example_ids.append(example.example_id)
-        binary = binarise(example.maps, [settings.cut, *THRESHOLDS.values()])
-        overlap = iou(binary, target[None])[..., 0]
-        scores["head_impact"][row] = overlap[0]
-        scores["chance"][row] = _chance(binary[0], example.example_id, others[example.grid])
-        scores["nosink"][row] = _impact_without_sinks(example, target, kept[example.grid], settings)
-        by_threshold += overlap[1:].reshape(-1, heads.num_layers, heads.num_heads).mean(axis=2, dtype=np.float64)
-    return Impacts(example_ids, **scores, by_threshold=by_threshold / len(example_ids))
+    scored = (
+        _score(example, heads, targets[example.example_id], others[example.grid], kept[example.grid], settings)
+        for example in stored_examples(parts, heads, scalars=False)
+        if example.example_id in targets
+    )
+    while block := list(islice(scored, BLOCK_EXAMPLES)):
+        head_impact, chance, nosink = np.stack([scores for _, scores, _ in block], axis=1)
+        by_threshold = np.sum([layers for _, _, layers in block], axis=0)
+        ids = [example_id for example_id, _, _ in block]
+        yield Impacts(ids, [targets[i].image for i in ids], head_impact, chance, nosink, by_threshold)
 
 
 @dataclass(frozen=True)
-class _OtherMasks:
-    """The examples that give the chance level of a grid, and their token masks."""
+class OtherMasks:
+    """The token masks that give the chance level of a grid, of an image each."""
 
-    example_ids: list[str]
+    images: list[str]
     masks: Bool[np.ndarray, "mask visual"]
 
 
-def _other_masks(targets: Mapping[str, np.ndarray], grids: Mapping[str, Grid], settings: HeadImpact) -> dict[Grid, _OtherMasks]:
-    """Per grid, one mask more than `chance_masks` where there are as many: an example among them is compared with the rest."""
+def other_masks(targets: Mapping[str, Target], grids: Mapping[str, Grid], settings: HeadImpact) -> dict[Grid, OtherMasks]:
+    """Per grid, one mask each of `chance_masks` + 1 images, or of all if there are fewer; a map is compared with those of other images.
+
+    The choice of the images, and of one question about each, is seeded; the cost stays linear in the examples.
+    """
     rng = np.random.default_rng(settings.seed)
-    chosen: dict[Grid, _OtherMasks] = {}
+    chosen: dict[Grid, OtherMasks] = {}
     for grid in sorted({grids[example_id] for example_id in targets}):
         ids = [example_id for example_id in sorted(targets) if grids[example_id] == grid]
-        picked = [ids[i] for i in sorted(rng.permutation(len(ids))[: settings.chance_masks + 1].tolist())]
-        chosen[grid] = _OtherMasks(picked, np.stack([targets[example_id] for example_id in picked]))
+        picked: dict[str, np.ndarray] = {}
+        for i in rng.permutation(len(ids)).tolist():
+            target = targets[ids[i]]
+            if len(picked) <= settings.chance_masks:
+                picked.setdefault(target.image, target.tokens)
+        chosen[grid] = OtherMasks(list(picked), np.stack(list(picked.values())))
     return chosen
 
 
-def _chance(binary: Bool[np.ndarray, "row visual"], example_id: str, others: _OtherMasks) -> Float32[np.ndarray, "row"] | float:
+def _score(
+    example: StoredExample, heads: Heads, target: Target, others: OtherMasks, kept: Bool[np.ndarray, "visual"], settings: HeadImpact
+) -> tuple[str, Float32[np.ndarray, "3 row"], Float64[np.ndarray, "threshold layer"]]:
+    """The example's id, its HI, chance and no-sink HI, and its layers' HI under every threshold."""
+    binary = binarise(example.maps, [settings.cut, *THRESHOLDS.values()])
+    overlap = iou(binary, target.tokens[None])[..., 0]
+    scores = np.full((3, heads.rows), np.nan, dtype=np.float32)
+    scores[0] = overlap[0]
+    scores[1] = _chance(binary[0], target.image, others)
+    if target.tokens[kept].any():
+        scores[2] = iou(binarise(example.maps[:, kept], [settings.cut])[0], target.tokens[None, kept])[:, 0]
+    by_threshold = overlap[1:].reshape(-1, heads.num_layers, heads.num_heads).mean(axis=2, dtype=np.float64)
+    return example.example_id, scores, by_threshold
+
+
+def _chance(binary: Bool[np.ndarray, "row visual"], image: str, others: OtherMasks) -> Float32[np.ndarray, "row"] | float:
     overlap = iou(binary, others.masks)
-    if example_id in others.example_ids:
-        overlap = np.delete(overlap, others.example_ids.index(example_id), axis=1)
+    if image in others.images:
+        overlap = np.delete(overlap, others.images.index(image), axis=1)
     return overlap.mean(axis=1) if overlap.shape[1] else np.nan
-
-
-def _impact_without_sinks(
-    example: StoredExample, target: Bool[np.ndarray, "visual"], kept: Bool[np.ndarray, "visual"], settings: HeadImpact
-) -> Float32[np.ndarray, "row"] | float:
-    if not target[kept].any():
-        return np.nan
-    return iou(binarise(example.maps[:, kept], [settings.cut])[0], target[None, kept])[:, 0]

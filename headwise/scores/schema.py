@@ -13,12 +13,14 @@ HEADS = pa.schema(
         ("high", pa.float64()),
     ]
 )
-"""One row per layer, head and statistic: its mean over `n` examples. `low` and `high` bound the 95 % bootstrap interval over examples; null
-where the statistic has none, and `value` too where no example has the statistic."""
+"""One row per layer, head and statistic: its mean over `n` examples. `low` and `high` bound the 95 % bootstrap interval over images (all
+questions of an image are drawn together); null where the statistic has none, and `value` too where no example has the statistic.
+The statistics are `IMPACTS`, and the scalars of the attention table, which are means over all observed examples."""
 
 EXAMPLE_SCORES = pa.schema(
     [
         ("example_id", pa.string()),
+        ("image", pa.string()),
         ("layer", pa.int16()),
         ("head", pa.int16()),
         ("head_impact", pa.float32()),
@@ -26,23 +28,11 @@ EXAMPLE_SCORES = pa.schema(
         ("head_impact_nosink", pa.float32()),
     ]
 )
-"""One row per example, layer and head, in this order; each an IoU in [0, 1]. `chance`: the mean IoU with the masks of other examples of the
-same grid, null if there is none; `head_impact_nosink`: null if the mask lies on sink tokens alone."""
+"""One row per example, layer and head, sorted by them; each score an IoU in [0, 1]. `image` is the unit that intervals resample; `chance`:
+the mean IoU with masks of other images of the same grid, null if there is none; `head_impact_nosink`: null if the mask lies on sink tokens
+alone."""
 
 IMPACTS = ("head_impact", "head_impact_adjusted", "head_impact_nosink")
 """The statistics of heads.parquet that compare the map with the mask; they have a bootstrap interval."""
-
-MEANS = (
-    "visual_mass",
-    "text_mass",
-    "system_mass",
-    "initial_mass",
-    "max_visual",
-    "nonvisual_entropy",
-    "text_to_image",
-    "image_to_text",
-    "key_variance",
-)
-"""The statistics of heads.parquet that are means over all observed examples of a column of the attention table."""
 
 HEADS_FILE, EXAMPLES_FILE, TESTS_FILE = "heads.parquet", "examples.parquet", "tests.json"

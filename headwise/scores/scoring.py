@@ -1,108 +1,129 @@
 """From stored attention and masks to the score table of every head, with its intervals and the tests behind it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from jaxtyping import Float, Int
+import pyarrow.parquet as pq
 
+from headwise.attention.schema import SCALARS
+from headwise.files import new_file
 from headwise.scores.head_impact import HeadImpact
 from headwise.scores.impacts import THRESHOLDS, Impacts, Survey, head_impacts, survey
-from headwise.scores.schema import EXAMPLE_SCORES, HEADS, IMPACTS, MEANS
+from headwise.scores.schema import EXAMPLE_SCORES, HEADS, IMPACTS
 from headwise.scores.sink_tokens import sink_tokens
-from headwise.scores.stability import (
-    INTERVAL,
-    bootstrap_means,
-    heads_differ,
-    layers_differ,
-    resample_counts,
-    stability_over_examples,
-    stability_over_thresholds,
-)
+from headwise.scores.stability import DrawnMeans, HeadRanks, image_draws, layers_differ, stability_over_images, stability_over_thresholds
 from headwise.scores.stored import Heads, count_heads
-from headwise.scores.token_masks import token_masks
+from headwise.scores.token_masks import Targets, causes, token_masks
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the score step writes: heads.parquet, examples.parquet, tests.json and the examples left out with their reasons."""
+    """The tables of heads.parquet and tests.json, and the examples without a score: those with nothing to look at, and the bad ones."""
 
     heads: pl.DataFrame
-    examples: pa.Table
     tests: dict[str, object]
     left_out: dict[str, str]
+    bad: dict[str, str]
 
 
-def score_heads(parts: Sequence[Path], masks: pl.DataFrame, settings: HeadImpact) -> Scores:
-    """Score every head of the stored attention (part.parquet files) against the masks (masks.parquet).
+def score_heads(parts: Sequence[Path], masks: pl.DataFrame, settings: HeadImpact, examples: Path) -> Scores:
+    """Score every head of the stored attention (part.parquet files) against the masks (masks.parquet); `examples` is written on the way.
 
-    The maps are streamed twice; what stays in memory is three 32-bit numbers per map. The result does not depend on how the examples were
-    shared out among the parts. Raises ValueError if fewer than `min_examples` examples have a token mask, or a part is broken.
+    The maps are streamed twice, and of an example its ids and token mask alone stay in memory. The result does not depend on how the
+    examples were shared out among the parts. Raises ValueError if more than `max_bad_share` of the examples have no readable mask, fewer
+    than `min_images` images have an example with a token mask, or a part is broken.
     """
     heads = count_heads(parts)
     found = survey(parts, heads)
-    targets, left_out = token_masks(masks, found.grids, settings)
-    if len(targets) < settings.min_examples:
-        reasons = "; ".join(f"{example_id}: {reason}" for example_id, reason in list(left_out.items())[:3])
-        fewer = f"{len(targets)} of {len(found.grids)} observed examples can be scored, min_examples = {settings.min_examples}"
-        raise ValueError(f"{fewer}; left out: {reasons or 'none'}")
-    impacts = head_impacts(parts, heads, found, targets, settings)
-    counts = resample_counts(len(impacts.example_ids), settings.bootstrap, settings.seed)
-    table = pl.concat([_impact_rows(heads, impacts, counts), _mean_rows(heads, found)]).sort("statistic", "layer", "head")
+    targets = token_masks(masks, found.grids, settings)
+    _check(targets, len(found.grids), settings)
+    sums = _Sums(heads, settings)
+    with new_file(examples) as temporary, _example_writer(temporary) as writer:
+        for block in head_impacts(parts, heads, found, targets.examples, settings):
+            sums.add(block)
+            writer.write_table(_example_table(heads, block))
     tests = {
-        "examples": {"observed": len(found.grids), "scored": len(targets), "left_out": len(left_out)},
-        **_tests(heads, impacts, counts),
+        "examples": {
+            "observed": len(found.grids),
+            "scored": len(targets.examples),
+            "images": targets.num_images,
+            "left_out": causes(targets.left_out.values()),
+            "bad": causes(targets.bad.values()),
+        },
+        **sums.tests(),
         "sink_tokens": _sinks(found, settings),
     }
-    return Scores(table, _example_table(heads, impacts), tests, left_out)
+    table = pl.concat([*sums.rows(), *_mean_rows(heads, found)]).sort("statistic", "layer", "head")
+    return Scores(table, tests, targets.left_out, targets.bad)
 
 
-def _impact_rows(heads: Heads, impacts: Impacts, counts: Int[np.ndarray, "resample example"]) -> pl.DataFrame:
-    """Mean, count and bootstrap interval of HI, HI minus chance, and HI without sinks."""
-    values = dict(zip(IMPACTS, (impacts.head_impact, impacts.head_impact - impacts.chance, impacts.nosink), strict=True))
-    frames = []
-    for statistic, scores in values.items():
-        known = (~np.isnan(scores)).sum(axis=0)
-        every = np.ones((1, len(scores)), dtype=counts.dtype)
-        low, high = _interval(bootstrap_means(scores, counts))
-        frames.append(_rows(heads, statistic, bootstrap_means(scores, every)[0], known, low, high))
-    return pl.concat(frames)
+def _check(targets: Targets, observed: int, settings: HeadImpact) -> None:
+    if len(targets.bad) > settings.max_bad_share * observed:
+        allowed = f"more than max_bad_share = {settings.max_bad_share:g} allows"
+        raise ValueError(f"{len(targets.bad)} of {observed} observed examples cannot be scored, {allowed}; {_counted(targets.bad)}")
+    if targets.num_images < settings.min_images:
+        fewer = f"{targets.num_images} images ({len(targets.examples)} of {observed} observed examples) can be scored"
+        without = {**targets.left_out, **targets.bad}
+        raise ValueError(f"{fewer}, min_images = {settings.min_images}; {_counted(without) if without else 'none is left out'}")
 
 
-def _interval(resampled: Float[np.ndarray, "resample unit"]) -> Float[np.ndarray, "2 unit"]:
-    """The interval of each unit over the resamples that have it; NaN for a unit that no resample has."""
-    interval = np.full((2, resampled.shape[1]), np.nan)
-    known = ~np.isnan(resampled).all(axis=0)
-    if known.any():
-        interval[:, known] = np.nanpercentile(resampled[:, known], INTERVAL, axis=0)
-    return interval
+def _counted(reasons: Mapping[str, str]) -> str:
+    """How many examples each cause has, and the first three reasons."""
+    counts = ", ".join(f"{cause}: {count}" for cause, count in causes(reasons.values()).items())
+    return f"{counts} (such as {'; '.join(f'{i}: {reasons[i]}' for i in sorted(reasons)[:3])})"
 
 
-def _mean_rows(heads: Heads, found: Survey) -> pl.DataFrame:
+class _Sums:
+    """What the score table and the tests need of the examples, gathered block by block."""
+
+    def __init__(self, heads: Heads, settings: HeadImpact) -> None:
+        self.heads, self.settings = heads, settings
+        self.means = {statistic: DrawnMeans(settings.bootstrap, heads.rows) for statistic in IMPACTS}
+        self.ranks = HeadRanks(heads.num_layers, heads.num_heads)
+        self.by_threshold = np.zeros((len(THRESHOLDS), heads.num_layers))
+
+    def add(self, block: Impacts) -> None:
+        """HI, HI minus chance, and HI without sinks, in the order of `IMPACTS`."""
+        draws = image_draws(block.images, self.settings.bootstrap, self.settings.seed)
+        for means, scores in zip(self.means.values(), (block.head_impact, block.head_impact - block.chance, block.nosink), strict=True):
+            means.add(scores, draws)
+        self.ranks.add(block.head_impact.reshape(-1, self.heads.num_layers, self.heads.num_heads))
+        self.by_threshold += block.by_threshold
+
+    def rows(self) -> Iterator[pl.DataFrame]:
+        """The rows of heads.parquet with an interval."""
+        for statistic, means in self.means.items():
+            yield _rows(self.heads, statistic, means.sample, means.n, *means.interval)
+
+    def tests(self) -> dict[str, object]:
+        """The tests of tests.json, over layers and within them."""
+        impact = self.means[IMPACTS[0]]
+        by_layer = impact.sample.reshape(self.heads.num_layers, -1)
+        layers = by_layer.mean(axis=1)
+        drawn = impact.drawn.reshape(-1, *by_layer.shape).mean(axis=2)
+        return {
+            "across_layers": layers_differ(by_layer),
+            "within_layers": self.ranks.tests(),
+            "layer_ranking_over_images": stability_over_images(layers, drawn),
+            "layer_ranking_over_thresholds": stability_over_thresholds(layers, dict(zip(THRESHOLDS, self.by_threshold, strict=True))),
+        }
+
+
+def _mean_rows(heads: Heads, found: Survey) -> Iterator[pl.DataFrame]:
     unknown = np.full(heads.rows, np.nan)
-    known = np.full(heads.rows, len(found.grids))
-    return pl.concat([_rows(heads, name, found.means[:, i], known, unknown, unknown) for i, name in enumerate(MEANS)])
+    for name, means in zip(SCALARS, found.means.T, strict=True):
+        yield _rows(heads, name, means, len(found.grids), unknown, unknown)
 
 
-def _rows(heads: Heads, statistic: str, value: np.ndarray, n: np.ndarray, low: np.ndarray, high: np.ndarray) -> pl.DataFrame:
+def _rows(heads: Heads, statistic: str, value: np.ndarray, n: int, low: np.ndarray, high: np.ndarray) -> pl.DataFrame:
     layers, numbers = np.divmod(np.arange(heads.rows), heads.num_heads)
-    columns = {"layer": layers, "head": numbers, "statistic": [statistic] * heads.rows, "value": value, "n": n, "low": low, "high": high}
+    same = {"statistic": [statistic] * heads.rows, "n": [n] * heads.rows}
+    columns = {"layer": layers, "head": numbers, "value": value, "low": low, "high": high, **same}
     return pl.DataFrame({name: columns[name] for name in HEADS.names}).with_columns(pl.col("value", "low", "high").fill_nan(None))
-
-
-def _tests(heads: Heads, impacts: Impacts, counts: Int[np.ndarray, "resample example"]) -> dict[str, object]:
-    scores = impacts.head_impact.reshape(-1, heads.num_layers, heads.num_heads)
-    means = scores.mean(axis=0, dtype=np.float64)
-    thresholds: Mapping[str, np.ndarray] = dict(zip(THRESHOLDS, impacts.by_threshold, strict=True))
-    return {
-        "across_layers": layers_differ(means),
-        "within_layers": [{"layer": layer, **heads_differ(scores[:, layer])} for layer in range(heads.num_layers)],
-        "layer_ranking_over_examples": stability_over_examples(scores.mean(axis=2, dtype=np.float64), counts),
-        "layer_ranking_over_thresholds": stability_over_thresholds(means.mean(axis=1), thresholds),
-    }
 
 
 def _sinks(found: Survey, settings: HeadImpact) -> dict[str, list[int]]:
@@ -111,12 +132,20 @@ def _sinks(found: Survey, settings: HeadImpact) -> dict[str, list[int]]:
     return {f"{g[0]} x {g[1]}": np.flatnonzero(sink_tokens(found.mean_maps[g], g, settings.sink_fence)).tolist() for g in grids}
 
 
-def _example_table(heads: Heads, impacts: Impacts) -> pa.Table:
+def _example_writer(path: Path) -> pq.ParquetWriter:
+    """A chance level hardly occurs twice: with a dictionary of its values the file is larger and takes longer to write."""
+    repeated = [name for name in EXAMPLE_SCORES.names if name != "chance"]
+    return pq.ParquetWriter(path, EXAMPLE_SCORES, compression="zstd", use_dictionary=repeated)  # pyright: ignore[reportArgumentType]
+
+
+def _example_table(heads: Heads, block: Impacts) -> pa.Table:
     layers, numbers = np.divmod(np.arange(heads.rows, dtype=np.int16), np.int16(heads.num_heads))
-    num_examples = len(impacts.example_ids)
-    scores = (impacts.head_impact, impacts.chance, impacts.nosink)
+    num_examples = len(block.example_ids)
+    example = pa.array(np.repeat(np.arange(num_examples), heads.rows))
+    scores = (block.head_impact, block.chance, block.nosink)
     columns = [
-        pa.array(impacts.example_ids).take(pa.array(np.repeat(np.arange(num_examples), heads.rows))),
+        pa.array(block.example_ids).take(example),
+        pa.array(block.images).take(example),
         pa.array(np.tile(layers, num_examples)),
         pa.array(np.tile(numbers, num_examples)),
         *(pa.array(score.reshape(-1), mask=np.isnan(score.reshape(-1))) for score in scores),

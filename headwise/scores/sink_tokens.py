@@ -7,7 +7,7 @@ from headwise.segments import Grid
 
 
 def sink_tokens(mean_map: Float[np.ndarray, "visual"], grid: Grid, fence: float) -> Bool[np.ndarray, "visual"]:
-    """The border tokens whose mean map over all examples and heads is an outlier: above Q3 + fence * (Q3 - Q1) of the grid's tokens.
+    """The border tokens whose mean attention over all examples and heads is an outlier: above Q3 + fence * (Q3 - Q1) of the grid's tokens.
 
     With fence = 1.5 this is Tukey's rule. Inner tokens are never sinks: what draws the eye there may be where objects stand.
     """

@@ -12,26 +12,29 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float32, Float64
 
-from headwise.scores.schema import MEANS
+from headwise.attention.schema import SCALARS
 from headwise.segments import Grid
 
 BLOCK_ROWS = 8_192
 """Rows that are read at once: under 2 MB of 100-token maps."""
 PLACE = ["example_id", "layer", "head", "grid_height", "grid_width", "map"]
+WITH_SCALARS = ["map_max", *SCALARS]
 
 
 @dataclass(frozen=True)
 class StoredExample:
     """What attention stored of one example, rows in the order of (layer, head).
 
-    maps: attention to each visual token, mean over the answer's rows, divided by its maximum; widened from 16 bit to double, in which sums
-    of them are exact. means: the columns named in `MEANS`, in that order, if they were asked for.
+    maps: attention to each visual token, mean over the answer's rows, divided by its maximum; widened from 16 bit to double. What a
+    threshold does not need is read only if asked for: highest, the maxima that the maps were divided by; scalars, the columns named in
+    `SCALARS`, in that order.
     """
 
     example_id: str
     grid: Grid
     maps: Float64[np.ndarray, "row visual"]
-    means: Float32[np.ndarray, "row statistic"] | None
+    highest: Float32[np.ndarray, "row"] | None
+    scalars: Float32[np.ndarray, "row statistic"] | None
 
 
 @dataclass(frozen=True)
@@ -48,21 +51,33 @@ class Heads:
 
 
 def count_heads(parts: Sequence[Path]) -> Heads:
-    """The layers and heads of the parts' examples. Raises ValueError if no part has a row."""
+    """The layers and heads of the parts' examples, from the files' footers alone.
+
+    Raises ValueError if no part has a row, or a part was written without statistics.
+    """
     for part in parts:
-        table = _open(part).read(columns=["layer", "head"])
-        if table.num_rows:
-            return Heads(int(table["layer"].to_numpy().max()) + 1, int(table["head"].to_numpy().max()) + 1)
+        metadata = _open(part).metadata
+        if metadata.num_rows:
+            return Heads(*(_highest(metadata, name, part) + 1 for name in ("layer", "head")))
     raise ValueError(f"no attention is stored in {[str(part) for part in parts]}")
 
 
-def stored_examples(parts: Sequence[Path], heads: Heads, *, means: bool) -> Iterator[StoredExample]:
+def _highest(metadata: pq.FileMetaData, name: str, part: Path) -> int:
+    """The largest value of a column over all row groups."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    chunks = [group.column(metadata.schema.names.index(name)).statistics for group in groups if group.num_rows]
+    if not all(chunk is not None and chunk.has_min_max for chunk in chunks):
+        raise ValueError(f"{part}: no statistics of column {name!r} in the file; run the attention step again")
+    return max(chunk.max for chunk in chunks)
+
+
+def stored_examples(parts: Sequence[Path], heads: Heads, *, scalars: bool) -> Iterator[StoredExample]:
     """Every example of the parts once, in the order of ids, so that results do not depend on how the examples were shared out.
 
     Raises ValueError if a part is not sorted, an example lacks rows, or a map does not fit its grid or is not finite.
     """
     last = None
-    for example in heapq.merge(*(_read_part(part, heads, means) for part in parts), key=lambda example: example.example_id):
+    for example in heapq.merge(*(_read_part(part, heads, scalars) for part in parts), key=lambda example: example.example_id):
         if example.example_id != last:  # a shard that was observed twice counts once
             yield example
         last = example.example_id
@@ -74,15 +89,15 @@ def _open(part: Path) -> pq.ParquetFile:
         file = pq.ParquetFile(part, buffer_size=1 << 20, pre_buffer=False)  # column chunks are streamed, however long
     except pa.ArrowInvalid as error:
         raise ValueError(f"{part}: not a readable Parquet file ({error})") from error
-    missing = {*PLACE, *MEANS} - set(file.schema_arrow.names)
+    missing = {*PLACE, *WITH_SCALARS} - set(file.schema_arrow.names)
     if missing:
         raise ValueError(f"{part}: missing columns {sorted(missing)}")
     return file
 
 
-def _read_part(part: Path, heads: Heads, means: bool) -> Iterator[StoredExample]:
+def _read_part(part: Path, heads: Heads, scalars: bool) -> Iterator[StoredExample]:
     """The examples of one part; the file is read as a stream, whatever the size of its row groups."""
-    columns = [*PLACE, *(MEANS if means else ())]
+    columns = [*PLACE, *(WITH_SCALARS if scalars else ())]
     file = _open(part)
     held: pa.Table | None = None
     last = ""
@@ -108,7 +123,7 @@ def _split(table: pa.Table, heads: Heads, part: Path) -> Iterator[StoredExample]
     maps = table["map"].chunk(0)
     lengths = maps.value_lengths().to_numpy().reshape(-1, heads.rows)
     values, stops = torch.from_dlpack(maps.flatten()), lengths.sum(axis=1).cumsum()  # torch widens 16 bit five times faster than numpy
-    means = np.stack([table[name].to_numpy() for name in MEANS], axis=1) if MEANS[0] in table.column_names else None
+    numbers = np.stack([table[name].to_numpy() for name in WITH_SCALARS], axis=1) if WITH_SCALARS[0] in table.column_names else None
     for index, (example_id, grid) in enumerate(zip(ids, grids, strict=True)):
         cells = grid[0] * grid[1]
         if (lengths[index] != cells).any():
@@ -116,7 +131,11 @@ def _split(table: pa.Table, heads: Heads, part: Path) -> Iterator[StoredExample]
         example = values[stops[index] - heads.rows * cells : stops[index]].view(heads.rows, cells).double().numpy()
         if not np.isfinite(example.sum()):
             raise ValueError(f"{part}: {example_id!r} has a map that is not finite")
-        yield StoredExample(example_id, grid, example, None if means is None else means[index * heads.rows : (index + 1) * heads.rows])
+        if numbers is None:
+            yield StoredExample(example_id, grid, example, None, None)
+        else:
+            own = numbers[index * heads.rows : (index + 1) * heads.rows]
+            yield StoredExample(example_id, grid, example, own[:, 0], own[:, 1:])
 
 
 def _example_ids(table: pa.Table, heads: Heads, part: Path) -> list[str]:

@@ -1,7 +1,8 @@
 """The visual tokens that an example's objects cover: what a head that looks at them should look at."""
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache, reduce
 
 import numpy as np
@@ -15,44 +16,90 @@ from headwise.segments import Grid, coverage
 ROUNDING = 1e-9
 """What a cell's coverage may lack through rounding and still count as reaching the threshold."""
 Pixels = tuple[int, int, tuple[str, ...]]
+"""Height, width, and the run lengths of objects that are taken together."""
 
 
-def token_masks(masks: pl.DataFrame, grids: Mapping[str, Grid], settings: HeadImpact) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The token mask (bool, one per visual token) of each example whose grid is given, sorted by id; and why the others have none.
+@dataclass(frozen=True)
+class Target:
+    """What a head should look at in one example: the image that is asked about, and the visual tokens that its objects cover."""
+
+    image: str
+    tokens: Bool[np.ndarray, "visual"]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The examples that can be scored, sorted by id, and the reasons of the others, which begin with their cause and a colon.
+
+    left_out: there is nothing to look at, as may well be: the question is about no object, its objects are smaller than the cells or were
+    dropped by the masks step, or the model saw no image. bad: there should be a mask, but it is missing or unreadable.
+    """
+
+    examples: dict[str, Target]
+    left_out: dict[str, str]
+    bad: dict[str, str]
+
+    @property
+    def num_images(self) -> int:
+        """Different images among the examples that can be scored."""
+        return len({target.image for target in self.examples.values()})
+
+
+def causes(reasons: Iterable[str]) -> dict[str, int]:
+    """How many reasons there are of each cause, the commonest first."""
+    return dict(Counter(reason.partition(":")[0] for reason in sorted(reasons)).most_common())
+
+
+def token_masks(masks: pl.DataFrame, grids: Mapping[str, Grid], settings: HeadImpact) -> Targets:
+    """The token mask of each example whose grid is given.
 
     A token is in the mask if the objects cover at least `mask_threshold` of its cell, together. An object that is smaller than the cells
-    may reach that in none: such an example is left out.
+    may reach that in none: with a threshold of one half some per cent of the questions are about such objects.
     """
-    found: dict[str, np.ndarray] = {}
-    left_out: dict[str, str] = {}
+    found = Targets({}, {}, {})
     usable, dropped = _pixels_by_example(masks, settings.mask_object)
     for example_id, grid in sorted(grids.items()):
         if 0 in grid:
-            left_out[example_id] = "the model saw no image"
-        elif example_id not in usable:
-            left_out[example_id] = dropped.get(example_id, "it has no row in masks.parquet")
+            found.left_out[example_id] = "no image: the model saw none"
+        elif example_id in usable:
+            _lay(found, example_id, *usable[example_id], grid, settings.mask_threshold)
+        elif example_id in dropped:
+            found.left_out[example_id] = dropped[example_id]
         else:
-            tokens = _covered_tokens(usable[example_id], grid, settings.mask_threshold)
-            if tokens.any():
-                found[example_id] = tokens
-            else:
-                share = f"mask_threshold = {settings.mask_threshold:g}"
-                left_out[example_id] = f"its objects cover no token of the {grid[0]} x {grid[1]} grid up to {share}"
-    return found, left_out
+            found.bad[example_id] = "missing mask: the example has no row in masks.parquet"
+    return found
 
 
-def _pixels_by_example(masks: pl.DataFrame, which: str) -> tuple[dict[str, Pixels], dict[str, str]]:
-    """The usable objects' run lengths of each example; the reason where every object in question was dropped."""
+def _lay(found: Targets, example_id: str, image: str, pixels: Pixels, grid: Grid, mask_threshold: float) -> None:
+    """Add the example's tokens, or why it has none."""
+    try:
+        tokens = _covered_tokens(pixels, grid, mask_threshold)
+    except ValueError as error:
+        found.bad[example_id] = f"unreadable mask: {error}"
+        return
+    if tokens.any():
+        found.examples[example_id] = Target(image, tokens)
+    else:
+        share = f"mask_threshold = {mask_threshold:g}"
+        found.left_out[example_id] = f"too small for the grid: the objects cover no token of {grid[0]} x {grid[1]} up to {share}"
+
+
+def _pixels_by_example(masks: pl.DataFrame, which: str) -> tuple[dict[str, tuple[str, Pixels]], dict[str, str]]:
+    """The image and the usable objects' run lengths of each example; the reason where there is no object, or every one was dropped."""
     counts: defaultdict[str, list[str]] = defaultdict(list)
-    sizes: dict[str, tuple[int, int]] = {}
+    places: dict[str, tuple[str, int, int]] = {}
     dropped: dict[str, str] = {}
-    for row in masks.filter(pl.col("key") if which == "key" else pl.lit(True)).sort("example_id", "object").iter_rows(named=True):
-        if row["reason"] is not None:
-            dropped.setdefault(row["example_id"], f"object {row['object']} ({row['phrase']}): {row['reason']}")
-            continue
-        sizes[row["example_id"]] = (row["height"], row["width"])
-        counts[row["example_id"]].append(row["rle"])
-    return {example_id: (*sizes[example_id], tuple(rles)) for example_id, rles in counts.items()}, dropped
+    wanted = pl.col("key") | pl.col("object").is_null() if which == "key" else pl.lit(True)
+    for row in masks.filter(wanted).sort("example_id", "object").iter_rows(named=True):
+        if row["reason"] is None:
+            places[row["example_id"]] = (row["image"], row["height"], row["width"])
+            counts[row["example_id"]].append(row["rle"])
+        else:
+            reason = (
+                row["reason"] if row["object"] is None else f"no usable mask: object {row['object']} ({row['phrase']}): {row['reason']}"
+            )
+            dropped.setdefault(row["example_id"], reason)
+    return {i: (places[i][0], (*places[i][1:], tuple(rles))) for i, rles in counts.items()}, dropped
 
 
 @lru_cache(maxsize=256)

@@ -88,7 +88,7 @@ def _check_length(vlm: VLM, length: int, question: str) -> None:
 def _grid(vlm: VLM, extra: dict[str, Tensor]) -> Grid | None:
     if "pixel_values" not in extra:
         return None
-    stride: int = getattr(vlm.processor, "patch_size")  # noqa: B009 - a field of the families whose grid is `pixels`
+    stride: int = getattr(vlm.processor, "patch_size")  # noqa: B009 - a field of the processors that know it
     height, width = extra["pixel_values"].shape[-2:]
     return height // stride, width // stride
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -15,18 +14,17 @@ class Family:
     """What differs between model families.
 
     decoder: path of the language model's decoder inside the model. image_token: the configuration's field with the id of the visual
-    token, None for text alone. grid: `pixels` = the processed image's size over the processor's patch size.
+    token, None for text alone.
     """
 
     decoder: str
     image_token: str | None = None
-    grid: Literal["pixels", "none"] = "none"
 
 
 TEXT_ONLY = Family(decoder="model")
 FAMILIES: dict[str, Family] = {
-    "fast_vlm": Family(decoder="model.language_model", image_token="image_token_id", grid="pixels"),
-    **dict.fromkeys(("gemma2", "llama", "mistral", "qwen2", "qwen3", "smollm3"), TEXT_ONLY),
+    "fast_vlm": Family(decoder="model.language_model", image_token="image_token_id"),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), TEXT_ONLY),
 }
 """Families by transformers' model_type."""
 

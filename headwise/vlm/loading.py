@@ -1,8 +1,12 @@
 """Load a model with its processor from a folder, from the Hub, or the embedded one."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from peft import PeftModel
@@ -13,9 +17,10 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
-    PreTrainedModel,
     ProcessorMixin,
+    modeling_gguf_pytorch_utils,
 )
+from transformers.utils.logging import set_tqdm_hook, tqdm
 
 from headwise.files import sha256_tree
 from headwise.vlm.families import FAMILIES, VLM, Family
@@ -39,7 +44,10 @@ def load_vlm(source: str | Path, *, adapter: Path | None = None, dtype: Dtype = 
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         family = _family(config.model_type, str(source))
         loader: Any = AutoModelForImageTextToText if family.image_token else AutoModelForCausalLM
-        model, loaded = loader.from_pretrained(path, dtype=_torch_dtype(dtype, where), trust_remote_code=False, output_loading_info=True)
+        with quiet():
+            model, loaded = loader.from_pretrained(
+                path, dtype=_torch_dtype(dtype, where), trust_remote_code=False, output_loading_info=True
+            )
         processor = (AutoProcessor if family.image_token else AutoTokenizer).from_pretrained(path, trust_remote_code=False)
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
@@ -49,19 +57,34 @@ def load_vlm(source: str | Path, *, adapter: Path | None = None, dtype: Dtype = 
     if family.image_token:
         _check_resize(processor, str(source))
     model.to(where).eval()
-    return VLM(model if adapter is None else _adapted(model, adapter), processor, family)
+    vlm = VLM(model, processor, family)
+    return vlm if adapter is None else adapt(vlm, adapter)
 
 
-def _adapted(model: PreTrainedModel, adapter: Path) -> PeftModel:
-    """The model with the adapter on it, for inference."""
+def adapt(vlm: VLM, adapter: Path) -> VLM:
+    """The model with the adapter on it, for inference. Raises ValueError if it is no PEFT folder, or one for other modules."""
     if not (adapter / "adapter_config.json").is_file():
         raise ValueError(f"{adapter}: no adapter_config.json here, so it is no PEFT adapter")
-    with warnings.catch_warnings():
+    with quiet():
         warnings.filterwarnings("error", message="Found missing adapter keys")  # PEFT would go on with an adapter that does nothing
         try:
-            return PeftModel.from_pretrained(model, adapter).eval()
+            return replace(vlm, model=PeftModel.from_pretrained(vlm.base, adapter).eval())
         except (UserWarning, SafetensorError) as error:
             raise ValueError(f"{adapter}: the adapter does not fit the model ({str(error).splitlines()[0][:200]})") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what is no news: progress bars where no terminal shows them (in a log every step of a bar is a line), and PEFT 0.21 asking
+    transformers 5.23 for `is_gradient_checkpointing`, an attribute that got another name. Warning filters set inside end with the block.
+    """
+    before = set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": None}))  # None: tqdm looks for the terminal itself
+    try:
+        with warnings.catch_warnings(), patch.object(modeling_gguf_pytorch_utils, "tqdm", tqdm):  # the one bar that evades the hook
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            yield
+    finally:
+        set_tqdm_hook(before)
 
 
 def model_path(source: str | Path) -> str:

@@ -1,9 +1,10 @@
-"""Small text-only models of every family that Headwise knows, built from their configurations."""
+"""Small text-only models of every family that Headwise knows, and of one that it refuses, built from their configurations."""
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from headwise.vlm import FAMILIES, VLM
+from headwise.vlm.families import TEXT_ONLY
 from tests.tiny import text_config, tokenizer
 
 SHARED = (
@@ -25,4 +26,4 @@ def family(model_type: str, kv_heads: int = 3, **changes: object) -> VLM:
     values = {name: getattr(own, name) for name in SHARED} | {"num_key_value_heads": kv_heads, "initializer_range": 0.2}
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **(values | EXTRA[model_type] | changes))
-    return VLM(AutoModelForCausalLM.from_config(config).eval(), tokenizer(), FAMILIES[model_type])
+    return VLM(AutoModelForCausalLM.from_config(config).eval(), tokenizer(), FAMILIES.get(model_type, TEXT_ONLY))

@@ -48,20 +48,21 @@ def head_statistics(A: np.ndarray, segments: Segments, example: int) -> dict[str
     """All statistics of the attention matrix A of one head, written as the formulas are."""
     R, V = positions(segments.answer, example), positions(segments.visual, example)
     system, question = positions(segments.system, example), positions(segments.question, example)
-    T = sorted(system + question + R)
-    renormalised = [A[i, T] / A[i, T].sum() for i in R]
-    p = [mean([row[column] for row in renormalised]) for column in range(len(T))]
+    T = question + R
+    others = system + T
+    renormalised = [A[i, others] / A[i, others].sum() for i in R]
+    p = [mean([row[column] for row in renormalised]) for column in range(len(others))]
     return {
         "map": np.array([mean([A[i, j] for i in R]) for j in V]),
         "text_image_map": np.array([mean([A[i, j] for i in T]) for j in V]),
         "visual_mass": mean([sum(A[i, j] for j in V) for i in R]),
         "text_mass": mean([sum(A[i, j] for j in question + R) for i in R]),
         "system_mass": mean([sum(A[i, j] for j in system) for i in R]),
-        "initial_mass": mean([A[i, min(T + V)] for i in R]),
+        "initial_mass": mean([A[i, min(others + V)] for i in R]),
         "max_visual": mean([max([A[i, j] for j in V], default=0.0) for i in R]),
         "nonvisual_entropy": -sum(x * np.log(x) for x in p if x > 0),
         "text_to_image": mean([A[i, j] for i in T for j in V]),
-        "image_to_text": mean([A[i, j] for i in V for j in T]),
+        "image_to_text": mean([A[i, j] for i in V for j in others]),
     }
 
 

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwise.attention.observe import MAPS, Observed, forward, observe
+from headwise.attention.observe import Observed, forward, observe
 from headwise.attention.reducers import statistics
+from headwise.attention.schema import MAPS
 from headwise.attention.seam import ROW_BLOCK, Attention, visiting
 from headwise.segments import Kind, Segments, segments
 from headwise.vlm import VLM, Batch, encode

@@ -4,8 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from headwise.attention import ATTENTION, merge, observe, to_table
-from headwise.attention.table import SCALARS
+from headwise.attention.observe import observe
+from headwise.attention.schema import ATTENTION, SCALARS
+from headwise.attention.table import merge, to_table
 from headwise.files import read_table, write_table
 from headwise.vlm import encode
 from tests.tiny import GRID, NUM_HEADS, NUM_LAYERS, image, tiny_vlm

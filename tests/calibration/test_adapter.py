@@ -2,16 +2,20 @@
 
 import json
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from headwise.calibration import adapter as adapter_module
 from headwise.calibration.adapter import (
+    CALIBRATION,
     CONFIG,
     WEIGHTS,
     adapter_digest,
+    load_calibrated,
     parameter_count,
     prove_adapter,
     weights_digest,
@@ -20,6 +24,7 @@ from headwise.calibration.adapter import (
 )
 from headwise.calibration.lora import fit_lora
 from headwise.calibration.settings import Lora
+from headwise.files import write_json
 from headwise.likelihood import answer_logits
 from headwise.vlm import load_vlm
 from tests import tiny
@@ -54,7 +59,8 @@ def test_the_proof_holds_and_leaves_the_model_as_it_was(fit, adapter):
     vlm = tiny.new_tiny_vlm()
     before = weights_digest(vlm.base)
     proof = prove_adapter(vlm, adapter, fit.probe, fit.logits)
-    assert proof.loaded == 0.0 and 0.0 < proof.merged < 1e-5
+    assert proof.loaded == 0.0 and 0.0 < proof.merged < 1e-4  # in logits, whatever the largest
+    assert proof.largest == pytest.approx(fit.logits.abs().max().item(), rel=1e-4)
     assert weights_digest(vlm.base) == before and all(parameter.requires_grad for parameter in vlm.base.parameters())
 
 
@@ -78,6 +84,19 @@ def test_the_proof_finds_one_changed_weight(fit, adapter):
         prove_adapter(tiny.tiny_vlm(), adapter, fit.probe, fit.logits)
 
 
+@pytest.mark.parametrize(("scale", "allowed"), [(0.1, "0.0001"), (100.0, "0.05")])
+def test_merging_may_be_off_by_the_tolerance_or_its_share_of_the_largest_logit(fit, adapter, monkeypatch, scale, allowed):
+    """A merge that changes the logits by 5 is told so, beside what is allowed: 1e-4, times the largest logit where that is above 1."""
+    calls = count()
+
+    def scaled(vlm, batch):
+        return answer_logits(vlm, batch) * scale + (5.0 if next(calls) == 2 else 0.0)  # after the loaded and the unmerged ones
+
+    monkeypatch.setattr(adapter_module, "answer_logits", scaled)
+    with pytest.raises(ValueError, match=rf"merged, the adapter's logits are off by 5, allowed is {allowed}"):
+        prove_adapter(tiny.new_tiny_vlm(), adapter, fit.probe, fit.logits * scale)
+
+
 def test_our_loader_reads_it_too(fit, adapter, tmp_path_factory):
     model = tiny.save(tiny.tiny_vlm(), tmp_path_factory.mktemp("model"))
     vlm = load_vlm(model, adapter=adapter, dtype="float32")
@@ -98,6 +117,28 @@ def test_the_folder_names_the_model_and_no_path_of_this_machine(fit, adapter):
     assert config["base_model_name_or_path"] == "some/model" and config["inference_mode"] is True
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 8)
     assert sorted(file.name for file in adapter.iterdir()) == [CONFIG, WEIGHTS]
+
+
+def test_of_a_model_in_a_folder_only_the_folders_name_is_kept(fit, adapter, tmp_path_factory):
+    digests = set()
+    for name in ("here", "there"):
+        model = tiny.save(tiny.tiny_vlm(), tmp_path_factory.mktemp(name) / "my-vlm")
+        write_adapter(fit.config, fit.weights, str(model), adapter)
+        assert json.loads((adapter / CONFIG).read_text())["base_model_name_or_path"] == "my-vlm"
+        digests.add(adapter_digest(adapter))
+        plain = PeftModel.from_pretrained(tiny.new_tiny_vlm().base, adapter)
+        assert torch.equal(answer_logits(replace(tiny.tiny_vlm(), model=plain.eval()), fit.probe), fit.logits)
+    assert len(digests) == 1
+
+
+def test_an_adapter_goes_on_the_weights_it_was_trained_on_and_on_no_others(fit, adapter, tmp_path_factory):
+    model = tiny.save(tiny.tiny_vlm(), tmp_path_factory.mktemp("model"))
+    write_json({"base_sha256": fit.base_sha256, "dtype": "float32"}, adapter / CALIBRATION)
+    with torch.no_grad():
+        assert torch.equal(answer_logits(load_calibrated(str(model), adapter), fit.probe), fit.logits)
+    other = tiny.save(tiny.new_tiny_vlm(seed=1), tmp_path_factory.mktemp("other"))
+    with pytest.raises(ValueError, match=rf"the weights have sha256 \w+, the adapter was trained on {fit.base_sha256}: give the model"):
+        load_calibrated(str(other), adapter)
 
 
 def test_the_digest_is_the_adapters_alone(fit, adapter, tmp_path_factory):

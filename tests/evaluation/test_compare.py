@@ -6,12 +6,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from headwise.evaluation.compare import as_frame, compare
+from headwise.evaluation.compare import compare
 from headwise.evaluation.perplexity import perplexity
-from headwise.evaluation.settings import Evaluation
+from headwise.evaluation.statistics import Statistics
 from headwise.evaluation.table import ANSWERS, metrics
 
-SETTINGS = Evaluation(bootstrap=800, sign_flips=800)
+SETTINGS = Statistics(bootstrap=800, sign_flips=800)
 
 
 def answers(generator, skill=0.5, images=60, per_image=2, split="evaluation", nats=2.0):
@@ -110,7 +110,7 @@ def test_holm_runs_over_the_splits():
         *((split, "accuracy", task) for split in ("evaluation", "forgetting") for task in ("colour", "count")),
     ]
     assert headline(comparisons, "accuracy").gain and headline(comparisons, "accuracy", "forgetting").loss
-    assert as_frame(comparisons)["verdict"].to_list()[:4] == ["no gain", "gain", "no gain", "loss"]
+    assert [comparison.verdict for comparison in comparisons[:4]] == ["no gain", "gain", "no gain", "loss"]
 
 
 def test_other_examples_are_refused():

@@ -31,7 +31,11 @@ def test_every_example_has_a_row_with_its_nats(data):
     folder, examples = data
     heard: list[tuple[int, int]] = []
     answers, bad = evaluate(tiny.tiny_vlm(), folder, examples, SETTINGS, lambda done, total: heard.append((done, total)))
-    assert answers["example_id"].to_list() == sorted(example.id for example in examples) and not bad and heard[-1] == (len(examples), len(examples))
+    assert (
+        answers["example_id"].to_list() == sorted(example.id for example in examples)
+        and not bad
+        and heard[-1] == (len(examples), len(examples))
+    )
     for example in examples:
         row = answers.row(by_predicate=pl.col("example_id") == example.id, named=True)
         image = tiny.Image.open(folder / example.image).convert("RGB")

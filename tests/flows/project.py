@@ -42,6 +42,7 @@ def make_project(folder: Path) -> Path:
     (folder / "dvc.yaml").write_text(STAGES + OTHER_STAGES)
     (folder / "params.yaml").write_text(PARAMS)
     (folder / "source.txt").write_text("one\n")
+    (folder / "requirements.lock").write_text("torch==2.14.1\n")
     (folder / ".gitignore").write_text("/.headwise/\n/data/\nsleeper.pid\n")
     git(folder, "init", "--quiet", "--initial-branch=main")
     commit(folder)

@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
+from headwise.examples import OBJECTS
+from headwise.files import write_table
 from tests.flows.project import ROOT
 
 HEAVY = ("torch", "transformers", "peft", "prefect", "mlflow", "dvc", "matplotlib", "polars")
@@ -71,12 +74,19 @@ def test_outside_a_checkout_the_command_says_so(tmp_path: Path, monkeypatch: pyt
 def test_data_shows_what_a_folder_holds_and_what_it_leaves_out(project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    _draw(folder / "red.png")
-    rows = ['{"id": "a", "image": "red.png", "question": "What colour?", "answers": ["red"]}', '{"id": "b", "image": "red.png"}']
+    rows = ['{"id": "b", "image": "0.png"}']
+    for number, split in enumerate(["calibration", "calibration", "evaluation", "evaluation"]):
+        _draw(folder / f"{number}.png", grey=number)
+        rows.append(f'{{"image": "{number}.png", "question": "What colour?", "answers": ["red"], "split": "{split}"}}')
     (folder / "index.jsonl").write_text("\n".join(rows))
-    result = runner.invoke(app, ["data", str(folder), "--set", "images.max_bad_share=0.6"])
+    write_table(pl.DataFrame(OBJECTS.empty_table()), folder / "objects.parquet", OBJECTS)
+    allowed = ["--set", "images.max_bad_share=0.6", "--set", "calibration.examples=all"]
+    result = runner.invoke(app, ["data", str(folder), *allowed])
     assert result.exit_code == 0 and "vqa" in result.output and "left out: b: b: no question in the index" in result.output
     assert "more than max_bad_share" in runner.invoke(app, ["data", str(folder)]).output
+    assert "no caption among 2 examples" in runner.invoke(app, ["data", str(folder), *allowed[:2]]).output
+    (folder / "objects.parquet").unlink()
+    assert "no objects.parquet, so there are no masks" in runner.invoke(app, ["data", str(folder), *allowed]).output
 
 
 def test_models_lists_the_families() -> None:
@@ -84,7 +94,7 @@ def test_models_lists_the_families() -> None:
     assert result.exit_code == 0 and "fast_vlm" in result.output and "headwise-smol" in result.output
 
 
-def _draw(path: Path) -> None:
+def _draw(path: Path, grey: int) -> None:
     from PIL import Image
 
-    Image.new("RGB", (8, 8), "red").save(path)
+    Image.new("L", (8, 8), grey).save(path)

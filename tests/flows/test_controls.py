@@ -5,10 +5,10 @@ import polars as pl
 import pytest
 
 from flows.controls import CONTROLS, as_markdown, mean_answers, table_rows
-from headwise.evaluation.settings import Evaluation
+from headwise.evaluation.statistics import Statistics
 from headwise.evaluation.table import ANSWERS
 
-SETTINGS = Evaluation(bootstrap=200, sign_flips=200)
+SETTINGS = Statistics(bootstrap=200, sign_flips=200)
 NUM_IMAGES = 30
 
 
@@ -32,7 +32,7 @@ CELLS = {
 
 def test_every_seed_has_a_row_and_the_mean_over_seeds_too() -> None:
     rows = table_rows("scenes", ("top", "bottom"), CELLS, SETTINGS)
-    top = {row["seed"]: row for row in rows if row["arm"] == "top" and row["metric"] == "perplexity"}
+    top = {row["seed"]: row for row in rows if (row["arm"], row["against"], row.get("metric")) == ("top", "base", "perplexity")}
     assert set(top) == {0, 1, None}
     assert top[None]["seeds"] == 2 and top[None]["effect"] == pytest.approx(np.sqrt(top[0]["effect"] * top[1]["effect"]))
     assert top[None]["verdict"] == "gain" and 0.8 < top[None]["low"] < top[None]["effect"] < top[None]["high"] < 1
@@ -42,11 +42,36 @@ def test_a_failed_cell_keeps_its_reason_and_the_mean_uses_the_others() -> None:
     rows = table_rows("scenes", ("top", "bottom"), CELLS, SETTINGS)
     (failed,) = [row for row in rows if row.get("reason")]
     assert (failed["arm"], failed["seed"]) == ("bottom", 0) and "the loss is nan" in str(failed["reason"])
-    (mean,) = [row for row in rows if row["arm"] == "bottom" and row["seed"] is None and row["metric"] == "perplexity"]
+    (mean,) = [row for row in rows if row["arm"] == "bottom" and row.get("seed", 0) is None and row["metric"] == "perplexity"]
     assert mean["seeds"] == 1
     text = as_markdown(rows)
     assert "- scenes, bottom, seed 0: stage calibration@bottom failed: ValueError: the loss is nan" in text
-    assert {len(line.split("|")) for line in text.splitlines() if line.startswith("|")} == {12}
+    assert {len(line.split("|")) for line in text.splitlines() if line.startswith("|")} == {13}
+
+
+def test_the_first_arm_is_compared_with_every_other_one() -> None:
+    """An oracle: the ratio of two perplexities is the quotient of their ratios to the base model's."""
+    cells = {seed: {"base": BASE, "top": _answers(1.8, 1 + seed), "bottom": _answers(1.9, 3 + seed)} for seed in (0, 1)}
+    rows = table_rows("scenes", ("top", "bottom"), cells, SETTINGS)
+    found = {(row["arm"], row["against"], row["seed"]): row for row in rows if row["metric"] == "perplexity"}
+    for seed in (0, 1, None):
+        quotient = float(str(found["top", "base", seed]["effect"])) / float(str(found["bottom", "base", seed]["effect"]))
+        assert found["top", "bottom", seed]["effect"] == pytest.approx(quotient)
+    mean = found["top", "bottom", None]
+    assert (mean["seeds"], mean["verdict"]) == (2, "gain") and not [key for key in found if key[:2] == ("bottom", "top")]
+    text = as_markdown(rows)
+    assert (
+        f"Does it matter on scenes which layers are calibrated? By the captions, yes: top is better than bottom (ratio {mean['effect']:.4f}"
+        in text
+    )
+
+
+def test_layers_that_make_no_difference_are_not_said_to_matter() -> None:
+    cells = {0: {"base": BASE, "top": _answers(1.9, 1), "random": _answers(1.9, 2), "all": _answers(1.8, 3)}}
+    text = as_markdown(table_rows("scenes", ("top", "random", "all"), cells, SETTINGS))
+    assert "By the captions, not shown: top is not shown to differ from random" in text and "; top is worse than all (" in text
+    failed = {0: {**cells[0], "random": "no memory", "all": "no memory"}}
+    assert "Does it matter" not in as_markdown(table_rows("scenes", ("top", "random", "all"), failed, SETTINGS))
 
 
 def test_cells_that_all_failed_are_rows_without_numbers() -> None:

@@ -14,6 +14,8 @@ from tests.flows.project import ROOT
 
 GRAPH: Mapping[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 MODULES = {name: f"tasks.{'evaluation' if name == 'baseline' else name}" for name in GRAPH}
+OF_THE_GRAPH = {"attention": {"shards"}, "images": {"photographs"}}
+"""What a stage depends on although its code does not read it from params.yaml."""
 SETTINGS = {"images", "masks", "attention", "scores", "selection", "calibration", "evaluation"}
 
 
@@ -37,7 +39,7 @@ def test_a_stage_depends_on_exactly_the_code_that_it_imports(name: str, imports:
 def test_a_stage_is_given_the_parameters_that_its_code_reads(name: str) -> None:
     source = (ROOT / f"{MODULES[name].replace('.', '/')}.py").read_text(encoding="utf-8")
     read = {section for section in (*SETTINGS, "shards") if f'read_settings("{section}"' in source}
-    assert {param.partition(".")[0] for param in GRAPH[name]["params"]} == read | ({"shards"} if name == "attention" else set())
+    assert {param.partition(".")[0] for param in GRAPH[name]["params"]} == read | OF_THE_GRAPH.get(name, set())
 
 
 def test_every_stage_runs_a_module_of_that_name_and_is_described() -> None:
@@ -59,13 +61,9 @@ def test_outputs_are_the_contracted_folders() -> None:
     }
 
 
-def test_every_stage_that_loads_the_model_depends_on_its_weights() -> None:
-    assert {name for name, stage in GRAPH.items() if "${weights}" in stage["deps"]} == {
-        "attention",
-        "calibration",
-        "evaluation",
-        "baseline",
-    }
+@pytest.mark.parametrize("needed", ["${weights}", "requirements.lock"])
+def test_every_stage_that_loads_the_model_depends_on_its_weights_and_on_the_libraries(needed: str) -> None:
+    assert {name for name, stage in GRAPH.items() if needed in stage["deps"]} == {"attention", "calibration", "evaluation", "baseline"}
 
 
 def _file(module: str) -> Path:

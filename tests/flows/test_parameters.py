@@ -5,15 +5,21 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect import Flow
+from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 from prefect.utilities.schema_tools.validation import is_valid_schema
 from pydantic import TypeAdapter
 
-from flows.arguments import flow_arguments, parse_overrides, read_arguments, read_kinds, run_name
-from flows.parameters import DEFAULTS, EMBEDDED, SECTIONS, Parameters, source, weights
+from flows.arguments import parse_overrides, read_arguments, read_kinds
+from flows.controls import controls
+from flows.nightly import nightly
+from flows.parameters import DEFAULTS, EMBEDDED, SECTIONS, Night, Promotion, model_name, slug, weights
+from flows.registry import registered_name
 from headwise.calibration.settings import Lora
 from headwise.data import DataSource
 from headwise.evaluation.settings import Evaluation
+from headwise.evaluation.statistics import Statistics
 from headwise.masks.quality import MaskQuality
 from headwise.observation import Observation
 from headwise.scores.head_impact import HeadImpact
@@ -28,7 +34,8 @@ CHANGED = {
     "scores": HeadImpact(mask_object="union"),
     "selection": Criterion(k=7),
     "calibration": Lora(steps=7),
-    "evaluation": Evaluation(seed=7),
+    "evaluation": Evaluation(batch_size=7),
+    "statistics": Statistics(seed=7),
 }
 
 
@@ -45,19 +52,41 @@ def test_every_section_is_read_back_as_the_settings_that_were_written(tmp_path: 
     assert read_settings("arms", list[str]) == ["top", "bottom"] and read_settings("shards", list[int]) == [0, 1]
 
 
-def test_the_command_line_gives_the_same_types(tmp_path: Path) -> None:
-    parameters, promotion = read_arguments(
-        "scenes", EMBEDDED, "top, all", ["selection.k=6", "promotion.margin=0.1", "images.variant=plain"]
+def test_the_command_line_gives_the_same_types() -> None:
+    night = read_arguments("scenes", EMBEDDED, "top, all", ["selection.k=6", "promotion.margin=0.1", "images.variant=plain"])
+    assert night == Night(
+        arms=("top", "all"),
+        selection=Criterion(k=6),
+        images=DataSource(kind="scenes", variant="plain"),
+        promotion=Promotion(margin=0.1),
+        name="scenes",
     )
-    assert (
-        parameters == replace(DEFAULTS, arms=("top", "all"), selection=Criterion(k=6), images=DataSource(kind="scenes", variant="plain"))
-        and promotion.margin == 0.1
-    )
-    own, _ = read_arguments(str(tmp_path), EMBEDDED, "top", None)
-    assert own.images == DataSource(kind="folder", path=str(tmp_path.resolve())) and source(own.images) == str(tmp_path.resolve())
-    assert set(flow_arguments(parameters)) == {*SECTIONS, "arms"}
-    assert (run_name("photos"), run_name(str(tmp_path / "cats"))) == ("photos", "cats")
+    assert read_arguments("scenes", EMBEDDED, "top", None, "monday").name == "monday"
     assert read_kinds("photos,scenes") == ("photos", "scenes")
+
+
+def test_a_folder_of_any_name_gives_a_run_name_and_a_registered_name(tmp_path: Path) -> None:
+    pictures = tmp_path / "My Pictures"
+    pictures.mkdir()
+    night = read_arguments(str(pictures), EMBEDDED, "top", None)
+    assert night.name == "My-Pictures" and registered_name(night) == "headwise-smol.My-Pictures"
+    assert registered_name(DEFAULTS) == "headwise-smol.scenes"
+    assert model_name("org/vlm-7b") == "org-vlm-7b"
+    assert slug("café: 2") == "caf-2" and len(slug("фото")) == 12 and len(slug("x" * 99)) == 80
+
+
+def test_folders_are_named_from_the_root_wherever_they_were_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pictures", "model"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for images, model in (("pictures", "model"), ("~/pictures", "~/model"), ("./pictures", str(tmp_path / "model"))):
+        parameters = replace(DEFAULTS, images=DataSource(kind="folder", path=images), attention=Observation(model=model))
+        params = parameters.as_params()
+        assert params["images"]["path"] == params["source"] == str(tmp_path / "pictures")
+        assert params["attention"]["model"] == params["weights"] == str(tmp_path / "model")
+        assert registered_name(parameters) == "model.pictures"
 
 
 @pytest.mark.parametrize(
@@ -105,33 +134,35 @@ def test_overrides_are_yaml() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "right"),
+    ("settings", "right"),
     [
         ({}, True),
-        ({"images": {"kind": "photos", "calibration": 10}, "arms": ["top"]}, True),
+        ({"images": {"kind": "photos", "calibration": 10}, "arms": ["top"], "name": "monday"}, True),
         ({"images": {"kind": "films"}}, False),
         ({"selection": {"k": 0}}, False),
         ({"selection": {"kk": 1}}, False),
+        ({"selction": {"k": 1}}, False),
         ({"arms": []}, False),
         ({"promotion": {"margin": 2}}, False),
+        ({"promotoin": {"margin": 0.1}}, False),
+        ({"name": "My Pictures"}, False),
     ],
 )
-def test_prefects_form_refuses_what_the_types_refuse(parameters: dict[str, object], right: bool) -> None:
-    """What the server checks before it creates a run: the schema of the deployment."""
-    from flows.nightly import nightly
-
-    schema = nightly.parameters.model_dump_for_openapi()
+def test_prefects_form_refuses_what_the_types_refuse(settings: dict[str, object], right: bool) -> None:
+    """What the server checks before it creates a run: the schema of the deployment, as `prefect deploy` makes it."""
+    schema = parameter_schema(nightly).model_dump_for_openapi()
     assert is_valid_schema(schema, preprocess=False) is None
-    assert (validate(parameters, schema) == []) is right
+    assert (validate({"settings": settings}, schema) == []) is right
 
 
-def test_the_form_shows_literal_defaults_and_descriptions() -> None:
-    from flows.nightly import nightly
-
-    schema = nightly.parameters.model_dump_for_openapi()
-    plain = TypeAdapter(Parameters).dump_python(DEFAULTS, mode="json")
-    for name in (*SECTIONS, "arms"):
-        assert schema["properties"][name]["default"] == plain[name]
-        assert schema["properties"][name]["description"]
+@pytest.mark.parametrize("flow", [nightly, controls])
+def test_the_form_shows_literal_defaults_and_descriptions(flow: Flow[..., object]) -> None:
+    schema = parameter_schema(flow).model_dump_for_openapi()
+    for shown in schema["properties"].values():
+        assert shown["description"] and shown["default"]
+    plain = TypeAdapter(Night).dump_python(Night(), mode="json")
+    for title in {"Night", "Parameters"} & set(schema["definitions"]):
+        for name, shown in schema["definitions"][title]["properties"].items():
+            assert shown["default"] == plain[name], name
     for definition in schema["definitions"].values():
         assert all("description" in field for field in definition["properties"].values()), definition["title"]

@@ -1,19 +1,12 @@
-"""The verdict as a plain function; the registry for real, on sqlite."""
+"""The verdict as plain functions; what champions have to beat."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import pytest
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
-from flows.promotion import Promotion, Verdict, judge, promote
-from flows.tracking import Record, open_client, recorded
+from flows.promotion import Verdict, against_base, against_champion, against_uncommitted, verdict
 from headwise.evaluation.compare import Comparison
-
-BETTER, WORSE = Verdict(True, "Champion: better."), Verdict(False, "No champion: no gain.")
 
 
 def _comparison(split: str, metric: Literal["accuracy", "perplexity"], low: float, high: float) -> Comparison:
@@ -26,8 +19,9 @@ PROBE = _comparison("forgetting", "accuracy", -0.01, 0.01)
 
 
 def test_better_and_harmless_is_champion() -> None:
-    verdict = judge([TARGET, PROBE], margin=0.02)
-    assert verdict.better and "0.85 to 0.95" in verdict.sentence and "forgetting accuracy" in verdict.sentence
+    found = verdict([against_base([TARGET, PROBE], margin=0.02)])
+    assert found.better and found.sentence.startswith("Champion: against the base model evaluation caption perplexity")
+    assert "0.85 to 0.95" in found.sentence and "forgetting accuracy" in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -42,51 +36,27 @@ def test_better_and_harmless_is_champion() -> None:
     ],
 )
 def test_anything_less_says_why_not(comparisons: list[Comparison], why: str) -> None:
-    verdict = judge(comparisons, margin=0.02)
-    assert not verdict.better and verdict.sentence.startswith("No champion: ") and why in verdict.sentence
+    found = verdict([against_base(comparisons, margin=0.02)])
+    assert not found.better and found.sentence.startswith("No champion: ") and why in found.sentence
 
 
 def test_the_margin_is_compared_with_the_end_of_the_interval() -> None:
-    assert judge([TARGET, replace(PROBE, low=-0.02)], margin=0.02).better
-    assert not judge([TARGET, replace(PROBE, low=-0.02)], margin=0.019).better
+    assert against_base([TARGET, replace(PROBE, low=-0.02)], margin=0.02).better
+    assert not against_base([TARGET, replace(PROBE, low=-0.02)], margin=0.019).better
 
 
-def test_aliases_move_only_when_they_should(project: Path) -> None:
-    client = open_client()
-    settings, first, second = Promotion(), _adapter(project / "first"), _adapter(project / "second")
-    with recorded(client, "night", {}) as record:
-        assert "version 1" in promote(record, first, "base", BETTER, settings, changed=True)
-        assert _aliases(client) == {"challenger": "1", "champion": "1"}
-        assert "alias challenger" in promote(record, second, "base", WORSE, settings, changed=True)
-        assert _aliases(client) == {"challenger": "2", "champion": "1"}
-        assert "version 2" in promote(record, second, "base", BETTER, settings, changed=False)  # nothing changed: nothing moves
-        assert _aliases(client) == {"challenger": "2", "champion": "1"}
-        promote(record, second, "base", BETTER, settings, changed=True)  # judged anew by another evaluation: no third version
-        assert _aliases(client) == {"challenger": "2", "champion": "2"}
-        _check_model(client, record, first)
+def test_a_challenger_has_to_beat_the_champion_too() -> None:
+    base = against_base([TARGET, PROBE], margin=0.02)
+    better, same = against_champion([TARGET], "3"), against_champion([replace(TARGET, high=1.01)], "3")
+    assert verdict([base, better]).better
+    assert "against version 3, the champion so far, evaluation caption perplexity" in verdict([base, better]).sentence
+    found = verdict([base, same])
+    assert not found.better and found.sentence.startswith("No champion: against the base model") and "is no gain" in found.sentence
+    assert not against_champion([PROBE], "3").better
+    assert not verdict([Verdict(False, "no captions"), better]).better
 
 
-def _check_model(client: MlflowClient, record: Record, adapter: Path) -> None:
-    version = client.get_model_version("headwise", "1")
-    assert version.run_id == record.run_id and version.tags["adapter.sha256"] == "first" and version.tags["verdict"] == BETTER.sentence
-    folder = Path(client.download_artifacts(record.run_id, "model"))
-    stored = next(folder.rglob("adapter_model.safetensors"))
-    assert stored.read_bytes() == (adapter / "adapter_model.safetensors").read_bytes()
-    assert (folder / "served.py").is_file() and "torch==" in (folder / "requirements.txt").read_text()
-
-
-def _adapter(folder: Path) -> Path:
-    folder.mkdir()
-    (folder / "calibration.json").write_text(json.dumps({"adapter_sha256": folder.name}))
-    (folder / "adapter_model.safetensors").write_bytes(folder.name.encode())
-    return folder
-
-
-def _aliases(client: MlflowClient) -> dict[str, str]:
-    found = {}
-    for alias in ("challenger", "champion"):
-        try:
-            found[alias] = client.get_model_version_by_alias("headwise", alias).version
-        except MlflowException:
-            continue
-    return {alias: str(version) for alias, version in found.items()}
+def test_uncommitted_code_promotes_nothing_and_says_which() -> None:
+    assert against_uncommitted(()) == []
+    found = verdict([against_base([TARGET, PROBE], margin=0.02), *against_uncommitted(("flows/promotion.py",))])
+    assert not found.better and "not committed (flows/promotion.py)" in found.sentence

@@ -37,12 +37,20 @@ def one_stage(name: str, folder: Path) -> tuple[StageRun, str]:
 def two_stages(folder: Path) -> dict[str, str]:
     with open_workspace("one", CONTENT) as workspace, recorded(open_client(), "one", {}) as record:
         shown: list[str] = []
-        pipeline = Pipeline(workspace, record, shown.append, stale_stages(workspace.folder))
+        pipeline = Pipeline(workspace, record, shown.append, set(STAGES) - (stale_stages(workspace.folder) or set(STAGES)))
         pipeline.run(STAGES)
         assert tuple(shown) == STAGES
-        write_lineage(workspace, {"mlflow_run": record.run_id}, pipeline.outcomes)
-        assert pipeline.changed == any(outcome != "up to date" for outcome in pipeline.outcomes.values())
+        write_lineage(workspace, pipeline.outcomes, {"mlflow_run": record.run_id}, {"verdict": "Champion."})
         return dict(pipeline.outcomes)
+
+
+@flow(persist_result=False)
+def a_failing_attempt() -> tuple[str | None, str | None, bool]:
+    with open_workspace("one", CONTENT) as workspace, recorded(open_client(), "one", {}) as record:
+        pipeline = Pipeline(workspace, record, print, frozenset())
+        done = pipeline.attempt(STAGES)
+        (workspace.folder / "source.txt").unlink()
+        return done, pipeline.attempt(STAGES), (workspace.folder / "data/evaluations/top").exists()
 
 
 def test_a_stages_lines_reach_the_runs_log_and_its_failure_is_one_sentence(project: Path) -> None:
@@ -72,7 +80,8 @@ def test_the_second_run_of_a_workspace_asks_dvc_once_and_recomputes_nothing(proj
     assert lineage["dvc_lock_sha256"] == sha256_file(folder / "dvc.lock") and lineage["params_sha256"] == sha256_file(
         folder / "params.yaml"
     )
-    assert lineage["outcomes"] == dict.fromkeys(STAGES, "computed") and lineage["dirty"] is False
+    assert lineage["outcomes"] == dict.fromkeys(STAGES, "computed") and lineage["dirty"] is False and lineage["verdict"] == "Champion."
+    assert lineage["requirements_sha256"] == sha256_file(project / "requirements.lock")
     assert set(lineage["stages"]) == set(STAGES)  # pyright: ignore[reportArgumentType]  JSON
     assert two_stages(project) == dict.fromkeys(STAGES, "up to date")
     client = open_client()
@@ -86,17 +95,39 @@ def test_the_second_run_of_a_workspace_asks_dvc_once_and_recomputes_nothing(proj
     assert [artifact.data for artifact in artifacts] == ['[{"quantity": "loss.value", "value": 2.0}]'] * 2
 
 
-def test_asked_to_stop_a_flow_takes_its_stage_along(project: Path) -> None:
-    script = f"from tests.flows.test_stage import one_stage; from pathlib import Path; one_stage('sleeping', Path({str(project)!r}))"
+def test_a_stage_that_the_rest_can_do_without_leaves_its_reason_and_no_old_outputs(project: Path) -> None:
+    done, reason, left = a_failing_attempt()
+    assert done is None and reason is not None and "source.txt" in reason and not left
+
+
+SLEEP = """
+from pathlib import Path
+from flows.cli import app, plain_errors
+from flows.terminal import without_tracebacks
+from tests.flows.test_stage import one_stage
+
+@app.command()
+def sleep() -> None:
+    with plain_errors(), without_tracebacks():
+        one_stage("sleeping", Path())
+
+app(["sleep"])
+"""
+
+
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_asked_to_stop_a_command_says_so_in_a_line_and_takes_its_stage_along(project: Path, number: signal.Signals, word: str) -> None:
     with get_client(sync_client=True) as client:
         environment = {**os.environ, "PREFECT_API_URL": str(client.api_url), "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", f"from flows.cli import stoppable\nwith stoppable(): {script}"], env=environment)
+    process = subprocess.Popen([sys.executable, "-c", SLEEP], env=environment, stderr=subprocess.PIPE, text=True)
     pid_file = project / "sleeper.pid"
     while not (pid_file.is_file() and pid_file.read_text().strip()):
         assert process.poll() is None
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 128 + signal.SIGTERM
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert f"headwise: stopped by {word}" in errors and "Traceback" not in errors and len(errors.splitlines()) < 12
     with pytest.raises(ProcessLookupError):
         while True:  # until init has collected it
             os.kill(int(pid_file.read_text()), 0)

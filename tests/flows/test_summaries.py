@@ -3,18 +3,48 @@
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 
 from flows.summaries import stage_metrics, stage_table
 from headwise.examples import Example, write_examples
 from headwise.files import write_json, write_table
+from headwise.masks.table import MASKS, MASKS_FILE
 from headwise.scores.schema import HEADS, HEADS_FILE
 
 
-def test_metrics_are_the_numbers_of_all_json_files_but_the_manifest(tmp_path: Path) -> None:
+def test_metrics_are_the_numbers_in_the_file_that_the_stage_declares(tmp_path: Path) -> None:
     write_json({"evaluation": {"perplexity": 9.5, "valid": None}, "name": "x", "layers": [1, 2]}, tmp_path / "metrics.json")
-    write_json({"examples": 7}, tmp_path / "manifest.json")
-    assert stage_metrics([tmp_path, tmp_path / "missing"]) == {"evaluation.perplexity": 9.5}
-    assert stage_table("calibration@top", [tmp_path]) == [{"quantity": "evaluation.perplexity", "value": 9.5}]
+    write_json({"parameters": 8, "proof": {"merged": 1e-6}}, tmp_path / "calibration.json")
+    for settings in ("manifest.json", "adapter_config.json"):
+        write_json({"r": 7}, tmp_path / settings)
+    assert stage_metrics("evaluation@top", [tmp_path, tmp_path / "missing"]) == {"evaluation.perplexity": 9.5}
+    assert stage_metrics("calibration@top", [tmp_path]) == {"parameters": 8, "proof.merged": 1e-6}
+    assert stage_metrics("scores", [tmp_path]) == {}
+    assert stage_table("calibration@top", [tmp_path]) == [
+        {"quantity": "parameters", "value": 8},
+        {"quantity": "proof.merged", "value": 1e-6},
+    ]
+
+
+def test_reasons_that_differ_in_their_numbers_alone_are_one_row(tmp_path: Path) -> None:
+    areas = ("0.0009", "5e-05", "1.2e-04")
+    reasons = [None, "the mask is empty", *(f"covers {area} of the image, less than min_area = 0.001" for area in areas)]
+    row = dict.fromkeys(MASKS.names)
+    known = {
+        "example_id": "a",
+        "object": 0,
+        "phrase": "cat",
+        "height": 2,
+        "width": 2,
+        "rle": "04",
+        "box": [0.0] * 4,
+        "area": 0.5,
+        "source": "x",
+    }
+    rows = [{**row, **{k: v for k, v in known.items() if k in MASKS.names}, "reason": reason} for reason in reasons]
+    write_table(pa.Table.from_pylist(rows, schema=MASKS), tmp_path / MASKS_FILE, MASKS)
+    found = {row["state"]: row["masks"] for row in stage_table("masks", [tmp_path])}
+    assert found == {"usable": 1, "the mask is empty": 1, "covers … of the image, less than min_area = …": 3}
 
 
 def test_the_images_are_counted_by_split_and_task(tmp_path: Path) -> None:

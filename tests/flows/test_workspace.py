@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.graph import reproduce, stale_stages
-from flows.workspace import find_run, open_workspace
+from flows.workspace import find_run, open_workspace, runs_folder
 from tests.flows.project import CONTENT, commit, git
 
 OURS = {"prepare", "judge@top", "judge@bottom"}
@@ -71,12 +71,24 @@ def test_a_checkout_without_a_commit_is_refused(tmp_path: Path, monkeypatch: pyt
         pass
 
 
-def test_runs_are_found_by_name_and_the_latest_without_one(project: Path) -> None:
+def test_uncommitted_files_are_named_plainly(project: Path) -> None:
+    for name in ("flows/new one.py", "headwise/café.py", "docs/notes.md"):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text("")
+    (project / "tasks").mkdir()
+    git(project, "mv", "source.txt", "tasks/source.txt")
+    with open_workspace("one", CONTENT) as workspace:
+        assert set(workspace.uncommitted) == {"flows/new one.py", "headwise/café.py", "docs/notes.md", "source.txt", "tasks/source.txt"}
+        assert set(workspace.uncommitted_code) == {"flows/new one.py", "headwise/café.py", "tasks/source.txt"}
+
+
+def test_runs_are_found_by_name_and_the_latest_opened_without_one(project: Path) -> None:
     with pytest.raises(ValueError, match="no run: none yet"):
         find_run(None)
-    for name in ("one", "two"):
+    for name in ("one", "two", "one", "controls-scenes-0"):
         with open_workspace(name, CONTENT):
             pass
-    assert (find_run(None).name, find_run("one").name) == ("two", "one")
-    with pytest.raises(ValueError, match="no run named 'three'; the runs are: one, two"):
+    (runs_folder() / "two/report").mkdir()
+    assert (find_run(None).name, find_run("two").name, find_run("controls-scenes-0").name) == ("one", "two", "controls-scenes-0")
+    with pytest.raises(ValueError, match="no run named 'three'; the runs are: controls-scenes-0, one, two"):
         find_run("three")

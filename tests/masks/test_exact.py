@@ -8,6 +8,8 @@ import pytest
 from headwise.masks.exact import exact_masks
 from headwise.masks.quality import MaskQuality
 from headwise.masks.rle import decode
+from headwise.scores.head_impact import HeadImpact
+from headwise.scores.token_masks import token_masks
 from tests.masks.dataset import HEIGHT, WIDTH, left, object_row, question, right, write_dataset
 
 LENIENT = MaskQuality(max_bad_share=0.9)
@@ -18,7 +20,15 @@ def test_every_object_of_the_example_is_a_row_with_its_exact_mask(tmp_path: Path
     assert bad == {}
     row = masks.filter(pl.col("example_id") == "000-q").row(0, named=True)
     assert np.array_equal(decode(row["rle"], row["height"], row["width"]), left())
-    expected = {"object": 0, "phrase": "cat", "height": HEIGHT, "width": WIDTH, "box": [10.0, 5.0, 20.0, 25.0], "source": "exact"}
+    expected = {
+        "image": "images/000.png",
+        "object": 0,
+        "phrase": "cat",
+        "height": HEIGHT,
+        "width": WIDTH,
+        "box": [10.0, 5.0, 20.0, 25.0],
+        "source": "exact",
+    }
     assert {name: row[name] for name in expected} == expected
     assert row["predicted_iou"] is None
     assert row["reason"] is None
@@ -29,6 +39,21 @@ def test_the_object_of_the_phrase_is_key_and_every_object_of_a_caption(tmp_path:
     masks, _ = exact_masks(tmp_path, write_dataset(tmp_path), MaskQuality())
     keys = {(row["example_id"], row["phrase"]): row["key"] for row in masks.iter_rows(named=True)}
     assert keys == {("000-c", "cat"): True, ("000-c", "dog"): True, ("000-q", "cat"): True, ("000-q", "dog"): False}
+
+
+def test_a_question_without_a_phrase_is_about_no_object_and_a_caption_about_the_whole_image(tmp_path: Path) -> None:
+    """ "Is there a bird?" - "no": no object may count as what the answer is about."""
+    examples = write_dataset(tmp_path)
+    none = replace(examples[0], id="none", task="exists", phrase=None)
+    masks, bad = exact_masks(tmp_path, [*examples, none], MaskQuality(max_bad_share=0))
+    assert bad == {}
+    (row,) = masks.filter(pl.col("example_id") == "none").iter_rows(named=True)
+    assert row["reason"] == "no object is meant: the example has no phrase and is no caption"
+    assert (row["image"], row["height"], row["width"], row["key"]) == ("images/000.png", HEIGHT, WIDTH, False)
+    assert row["object"] is row["phrase"] is row["box"] is row["rle"] is row["area"] is None
+    targets = token_masks(masks, dict.fromkeys(("none", "000-c", "000-q"), (4, 6)), HeadImpact())
+    assert set(targets.examples) == {"000-c", "000-q"}
+    assert set(targets.left_out) == {"none"}
 
 
 def test_rows_are_sorted_whatever_the_order_of_the_examples(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from headwise.attention.table import ATTENTION
+from headwise.attention.schema import ATTENTION
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.table import ANSWERS
 from headwise.examples import Example, write_bad, write_examples
@@ -46,6 +46,7 @@ def write_workspace(root: Path, size: Size, arms: tuple[Arm, ...] = ("top", "bot
         write_arm(data, arm, size, rng)
     for arm, skill in zip(("base", *arms), (0.0, 0.35, 0.02, 0.1, 0.3), strict=False):
         write_answers(data, arm, size, skill)
+    (root / "params.yaml").write_text("statistics: {bootstrap: 1000, sign_flips: 1000}\n", encoding="utf-8")
     return root
 
 
@@ -84,6 +85,7 @@ def mask_row(example_id: str, number: int, phrase: str, key: bool, mask: np.ndar
     ys, xs = np.nonzero(mask)
     return {
         "example_id": example_id,
+        "image": f"images/{example_id[-4:]}.png",
         "object": number,
         "phrase": phrase,
         "key": key,
@@ -141,12 +143,12 @@ def write_scores(data: Path, size: Size, maps: dict[str, np.ndarray], masks: dic
         rows.append({"layer": layer, "head": head, "statistic": "visual_mass", "value": 0.5, "n": len(values), "low": None, "high": None})
     write_table(pa.Table.from_pylist(rows, schema=HEADS), data / "scores" / "heads.parquet", HEADS)
     tests = {
-        "examples": {"observed": len(maps), "scored": len(maps), "left_out": 0},
+        "examples": {"observed": len(maps), "scored": len(maps), "images": len(maps), "left_out": {"no object is meant": 2}, "bad": {}},
         "across_layers": {"kruskal": 41.25, "kruskal_p": 3.2e-7, "layers": size.layers, "heads": size.heads},
         "within_layers": [
             {"layer": n, "kruskal": 1.5 + n, "kruskal_p": 0.4, "friedman": None, "friedman_p": None} for n in range(size.layers)
         ],
-        "layer_ranking_over_examples": {"tau": 0.91, "low": 0.85, "high": 0.96},
+        "layer_ranking_over_images": {"tau": 0.91, "low": 0.85, "high": 0.96},
         "sink_tokens": {"10 x 10": [0, 9, 90]},
     }
     write_json(tests, data / "scores" / "tests.json")
@@ -191,4 +193,4 @@ def write_answers(data: Path, arm: str, size: Size, skill: float) -> None:
     folder = data / "evaluations" / arm
     folder.mkdir(parents=True)
     write_table(pa.Table.from_pylist(rows, schema=ANSWERS), folder / "answers.parquet", ANSWERS)
-    write_manifest(folder, stage="evaluation", settings=Evaluation(bootstrap=1000, sign_flips=1000), inputs={})
+    write_manifest(folder, stage="evaluation", settings=Evaluation(), inputs={})

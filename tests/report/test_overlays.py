@@ -1,6 +1,8 @@
 """Overlays show the attention that was stored, on the pixels of the image that it belongs to."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from headwise.attention.table import ATTENTION
+from headwise.attention.schema import ATTENTION
 from headwise.files import sha256_tree, write_table
 from headwise.report.gallery import draw_gallery
 from headwise.report.overlays import CYAN, INFERNO, draw_outline, enlarge, mean_map, paint_attention, rank_heads, share_inside
@@ -122,6 +124,19 @@ def test_an_unreadable_image_is_passed_over(workspace: Path, tmp_path: Path) -> 
     copy = shutil.copytree(workspace / "data", tmp_path / "data")
     (copy / "images/images/0003.png").write_bytes(b"")
     assert len(draw_gallery(copy, tmp_path, [(2, 1)], [(0, 0)], 50)) == Size().examples - 1
+
+
+def test_attention_of_another_schema_is_refused_by_name(workspace: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(workspace / "data", tmp_path / "data")
+    part = copy / "attention/shard=01/part.parquet"
+    pl.read_parquet(part).drop("visual_mass").write_parquet(part)
+    with pytest.raises(ValueError, match=r"shard=01/part\.parquet: missing columns \['visual_mass'\]"):
+        draw_gallery(copy, tmp_path, [(2, 1)], [(0, 0)], 5)
+
+
+def test_a_report_loads_no_model_library() -> None:
+    code = "import sys, headwise.report; assert not {'torch', 'transformers'} & set(sys.modules), 'loaded'"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_model_that_saw_no_image_has_nothing_to_draw(workspace: Path, tmp_path: Path) -> None:

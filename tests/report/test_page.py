@@ -67,7 +67,7 @@ def test_digests_are_those_of_the_manifests(workspace: Path, page: Path) -> None
     for manifest in (workspace / "data").rglob("manifest.json"):
         folder = manifest.parent.relative_to(workspace / "data").as_posix()
         assert rows[folder][1] == sha256_file(manifest)
-    assert "bootstrap = 1000" in rows["evaluations/base"][2]
+    assert "max_new_tokens = 12" in rows["evaluations/base"][2]
 
 
 def test_examples_left_out_are_listed_with_their_reason(page: Path) -> None:

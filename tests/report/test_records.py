@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from headwise.examples import write_bad
-from headwise.files import write_json
+from headwise.files import write_json, write_table
+from headwise.masks.table import MASKS
 from headwise.report.records import MAX_BAD_ROWS, bad_examples, calibrations_table, number, statistical_tests
+from tests.synthetic import mask_frame, mask_row
 
 
 def test_tests_of_any_shape_become_tables(tmp_path: Path) -> None:
@@ -54,3 +57,13 @@ def test_a_long_list_of_bad_examples_is_cut_and_says_so(tmp_path: Path) -> None:
     assert found is not None
     assert found.sentence == "Left out, by step: attention/shard=01: 205. The first 200 are shown."
     assert len(found.table.rows) == MAX_BAD_ROWS
+
+
+def test_an_example_about_no_object_is_listed_with_its_reason(tmp_path: Path) -> None:
+    mask = np.ones((4, 4), dtype=bool)
+    nothing = mask_row("a", mask, object=None, phrase=None, key=False, rle=None, reason="no object is meant")
+    (tmp_path / "masks").mkdir()
+    write_table(mask_frame([nothing, mask_row("b", mask, reason="too large")]), tmp_path / "masks/masks.parquet", MASKS)
+    found = bad_examples(tmp_path)
+    assert found is not None
+    assert found.table.rows == (("a", "masks", "no object is meant"), ("b", "masks", "thing: too large"))

@@ -85,7 +85,8 @@ def test_iou_keeps_the_leading_axes() -> None:
         {"mask_threshold": 1.1},
         {"mask_object": "all"},
         {"bootstrap": 0},
-        {"min_examples": 1},
+        {"min_images": 1},
+        {"max_bad_share": 1.1},
         {"pooling": "binarise_then_mean"},
     ],
 )

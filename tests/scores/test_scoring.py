@@ -1,19 +1,22 @@
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from headwise.files import read_table, write_table
+from headwise.attention.schema import SCALARS
+from headwise.files import read_table, sha256_file, write_table
+from headwise.scores import impacts
 from headwise.scores.head_impact import HeadImpact
-from headwise.scores.schema import EXAMPLE_SCORES, HEADS, IMPACTS, MEANS
+from headwise.scores.schema import EXAMPLE_SCORES, HEADS, IMPACTS
 from headwise.scores.scoring import Scores, score_heads
-from headwise.scores.stability import resample_counts
+from headwise.scores.stability import image_draws
 from tests.synthetic import draw_scalars, look_at, mask_frame, mask_row, square, stored, write_part
 
 GRID = (8, 8)
 SHAPE = (4, 3)
-SETTINGS = HeadImpact(bootstrap=50, min_examples=10)
+SETTINGS = HeadImpact(bootstrap=50, min_images=10)
 
 
 def planted(number: int = 40, seed: int = 0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -28,7 +31,12 @@ def frame_of(masks: dict[str, np.ndarray]) -> pl.DataFrame:
 
 
 def score(tmp_path: Path, masks: dict[str, np.ndarray], maps: dict[str, np.ndarray], settings: HeadImpact = SETTINGS) -> Scores:
-    return score_heads([write_part(tmp_path / "part.parquet", maps, GRID)], frame_of(masks), settings)
+    part = write_part(tmp_path / "part.parquet", maps, GRID)
+    return score_heads([part], frame_of(masks), settings, tmp_path / "examples.parquet")
+
+
+def examples_of(tmp_path: Path) -> pl.DataFrame:
+    return read_table(tmp_path / "examples.parquet", EXAMPLE_SCORES)
 
 
 def layer_means(scores: Scores, statistic: str) -> list[float]:
@@ -81,17 +89,18 @@ def test_a_sink_hides_the_object_until_it_is_taken_out(tmp_path: Path) -> None:
     assert layer_means(scores, "head_impact_nosink")[1] > 0.9
 
 
-def test_values_counts_and_intervals_are_those_of_the_examples(tmp_path: Path) -> None:
+def test_values_counts_and_intervals_are_those_of_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(impacts, "BLOCK_EXAMPLES", 7)
     masks, maps = planted(25)
     scores = score(tmp_path, masks, maps)
-    examples = pl.from_arrow(scores.examples)
-    assert isinstance(examples, pl.DataFrame)
+    examples = examples_of(tmp_path)
     assert examples.select("example_id", "layer", "head").equals(examples.select("example_id", "layer", "head").sort(pl.all()))
-    counts = resample_counts(25, SETTINGS.bootstrap, SETTINGS.seed)
+    assert examples["image"].to_list() == [f"{example_id}.png" for example_id in examples["example_id"]]
+    draws = image_draws([f"{example_id}.png" for example_id in sorted(masks)], SETTINGS.bootstrap, SETTINGS.seed)[:, 1:].T
     for layer, head in np.ndindex(SHAPE):
         rows = examples.filter((pl.col("layer") == layer) & (pl.col("head") == head))
         impact = rows["head_impact"].to_numpy().astype(np.float64)
-        resampled = [np.repeat(impact, row).mean() for row in counts]
+        resampled = [np.repeat(impact, row.astype(int)).mean() for row in draws]
         found = scores.heads.filter((pl.col("layer") == layer) & (pl.col("head") == head) & (pl.col("statistic") == "head_impact"))
         assert found.select("value", "low", "high").row(0) == pytest.approx((impact.mean(), *np.percentile(resampled, [2.5, 97.5])))
         adjusted = (rows["head_impact"] - rows["chance"]).to_numpy().astype(np.float64)
@@ -103,17 +112,17 @@ def test_values_counts_and_intervals_are_those_of_the_examples(tmp_path: Path) -
 def test_means_are_over_all_observed_examples_and_have_no_interval(tmp_path: Path) -> None:
     masks, maps = planted(20)
     scored = {example_id: masks[example_id] for example_id in list(masks)[:15]}
-    scores = score(tmp_path, scored, maps)
+    scores = score(tmp_path, scored, maps, HeadImpact(bootstrap=50, min_images=10, max_bad_share=0.25))
     expected = np.stack([draw_scalars(example_id, SHAPE) for example_id in maps]).mean(axis=0, dtype=np.float64)
-    for index, name in enumerate(MEANS):
+    for index, name in enumerate(SCALARS):
         rows = scores.heads.filter(pl.col("statistic") == name).sort("layer", "head")
         np.testing.assert_allclose(rows["value"].to_numpy().reshape(SHAPE), expected[..., index], rtol=1e-12)
         assert rows["n"].unique().to_list() == [20]
         assert rows["low"].is_null().all()
         assert rows["high"].is_null().all()
     assert scores.heads.filter(pl.col("statistic") == "head_impact")["n"].unique().to_list() == [15]
-    assert set(scores.left_out) == set(maps) - set(scored)
-    assert scores.tests["examples"] == {"observed": 20, "scored": 15, "left_out": 5}
+    assert set(scores.bad) == set(maps) - set(scored)
+    assert scores.tests["examples"] == {"observed": 20, "scored": 15, "images": 15, "left_out": {}, "bad": {"missing mask": 5}}
 
 
 def test_where_no_example_defines_a_score_it_is_null(tmp_path: Path) -> None:
@@ -128,15 +137,14 @@ def test_where_no_example_defines_a_score_it_is_null(tmp_path: Path) -> None:
     rows = scores.heads.filter(pl.col("statistic") == "head_impact_nosink")
     assert rows["n"].unique().to_list() == [0]
     assert rows.select("value", "low", "high").null_count().row(0) == (12, 12, 12)
-    assert scores.examples["head_impact_nosink"].null_count == len(scores.examples)
+    assert examples_of(tmp_path)["head_impact_nosink"].null_count() == 12 * 12
 
 
 def test_the_tables_fit_their_schemas(tmp_path: Path) -> None:
     scores = score(tmp_path, *planted(12))
     write_table(scores.heads, tmp_path / "heads.parquet", HEADS)
-    write_table(scores.examples, tmp_path / "examples.parquet", EXAMPLE_SCORES)
-    assert len(read_table(tmp_path / "heads.parquet", HEADS)) == 12 * (len(IMPACTS) + len(MEANS))
-    assert len(read_table(tmp_path / "examples.parquet", EXAMPLE_SCORES)) == 12 * 12
+    assert len(read_table(tmp_path / "heads.parquet", HEADS)) == 12 * (len(IMPACTS) + len(SCALARS))
+    assert len(examples_of(tmp_path)) == 12 * 12
 
 
 @pytest.mark.parametrize("shares", [2, 3])
@@ -144,26 +152,79 @@ def test_scores_do_not_depend_on_how_the_examples_were_shared_out(tmp_path: Path
     masks, maps = planted(20)
     names = list(np.random.default_rng(shares).permutation(list(maps)))
     parts = [write_part(tmp_path / f"{i}.parquet", {name: maps[name] for name in names[i::shares]}, GRID) for i in range(shares)]
-    settings = HeadImpact(bootstrap=20, min_examples=10, chance_masks=5)
-    whole, shared = score(tmp_path, masks, maps, settings), score_heads(parts, frame_of(masks), settings)
+    settings = HeadImpact(bootstrap=20, min_images=10, chance_masks=5)
+    whole, shared = score(tmp_path, masks, maps, settings), score_heads(parts, frame_of(masks), settings, tmp_path / "shared.parquet")
     assert whole.heads.equals(shared.heads)
-    assert whole.examples.equals(shared.examples)
+    assert sha256_file(tmp_path / "examples.parquet") == sha256_file(tmp_path / "shared.parquet")
     assert whole.tests == shared.tests
 
 
-def test_too_few_examples_are_refused_with_both_numbers(tmp_path: Path) -> None:
+def test_too_few_images_are_refused_with_the_causes_counted(tmp_path: Path) -> None:
     masks, maps = planted(20)
-    scored = {example_id: masks[example_id] for example_id in list(masks)[:9]}
-    with pytest.raises(ValueError, match=r"9 of 20 observed examples can be scored, min_examples = 10; left out: e009: it has no row"):
-        score(tmp_path, scored, maps)
-    score(tmp_path, {**scored, "e010": masks["e010"]}, maps)
+    rows = [mask_row(i, mask, image=f"{int(i[1:]) // 2}.png", reason="too small" if i > "e017" else None) for i, mask in masks.items()]
+    part = write_part(tmp_path / "part.parquet", maps, GRID)
+    told = r"9 images \(18 of 20 observed examples\) can be scored, min_images = 10; no usable mask: 2 \(such as e018: no usable mask: "
+    with pytest.raises(ValueError, match=told):
+        score_heads([part], mask_frame(rows), SETTINGS, tmp_path / "examples.parquet")
+    assert not (tmp_path / "examples.parquet").exists()
+    score_heads([part], mask_frame(rows), HeadImpact(bootstrap=5, min_images=9), tmp_path / "examples.parquet")
+
+
+def test_missing_and_unreadable_masks_beyond_the_share_fail_and_objects_smaller_than_the_cells_do_not(tmp_path: Path) -> None:
+    masks, maps = planted(40)
+    part = write_part(tmp_path / "part.parquet", maps, GRID)
+    speck = np.zeros((32, 32), dtype=bool)
+    speck[0, 0] = True
+    small = [mask_row(i, speck if n < 15 else mask) for n, (i, mask) in enumerate(masks.items())]
+    scores = score_heads([part], mask_frame(small), SETTINGS, tmp_path / "examples.parquet")
+    assert scores.tests["examples"] == {"observed": 40, "scored": 25, "images": 25, "left_out": {"too small for the grid": 15}, "bad": {}}
+    two, three = ([row | ({"height": 33} if n == 30 else {}) for n, row in enumerate(small) if n not in gone] for gone in ({31}, {31, 32}))
+    scores = score_heads([part], mask_frame(two), SETTINGS, tmp_path / "examples.parquet")
+    assert set(scores.bad) == {"e030", "e031"}
+    told = r"3 of 40 observed examples cannot be scored, more than max_bad_share = 0\.05 .*; missing mask: 2, unreadable mask: 1 \(such as"
+    with pytest.raises(ValueError, match=told):
+        score_heads([part], mask_frame(three), SETTINGS, tmp_path / "examples.parquet")
+
+
+def test_questions_about_an_image_do_not_count_as_images(tmp_path: Path) -> None:
+    """Asked twice, with the same maps: the values and the intervals are those of one question each, and n is doubled."""
+    masks, maps = planted(20)
+    once = score(tmp_path, masks, maps)
+    again = {f"{i}{copy}": maps[i] for i in maps for copy in "xy"}
+    rows = [mask_row(f"{i}{copy}", mask, image=f"{i}.png") for i, mask in masks.items() for copy in "xy"]
+    twice = score_heads(
+        [write_part(tmp_path / "twice.parquet", again, GRID)], mask_frame(rows), SETTINGS, tmp_path / "twice-examples.parquet"
+    )
+    for statistic in IMPACTS:
+        first, second = (scores.heads.filter(pl.col("statistic") == statistic) for scores in (once, twice))
+        np.testing.assert_allclose(second.select("value", "low", "high"), first.select("value", "low", "high"), atol=1e-7)
+        assert second["n"].to_list() == (2 * first["n"]).to_list()
+    assert twice.tests["layer_ranking_over_images"] == pytest.approx(once.tests["layer_ranking_over_images"])
+
+
+def test_an_example_takes_less_than_a_kilobyte(tmp_path: Path) -> None:
+    """Its ids and its token mask; the counts of 200 resamples alone would be 1.6 KB, and the scores grow with the heads."""
+    masks, maps = planted(300)
+    frame = frame_of(masks)
+
+    def peak(number: int) -> int:
+        part = write_part(tmp_path / f"{number}.parquet", {i: maps[i] for i in list(maps)[:number]}, GRID)
+        tracemalloc.start()
+        try:
+            score_heads([part], frame.head(number), HeadImpact(bootstrap=200), tmp_path / "examples.parquet")
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(20)  # imports and caches
+    assert (peak(300) - peak(150)) / 150 < 1000
 
 
 def test_a_text_only_model_has_no_head_impact(tmp_path: Path) -> None:
     maps = {f"e{i:03d}": np.zeros((2, 2, 0), dtype=np.float16) for i in range(12)}
     part = write_part(tmp_path / "part.parquet", maps, (0, 0))
-    with pytest.raises(ValueError, match=r"0 of 12 observed examples can be scored.*the model saw no image"):
-        score_heads([part], frame_of({}), SETTINGS)
+    with pytest.raises(ValueError, match=r"0 images \(0 of 12 observed examples\) can be scored.*no image: 12"):
+        score_heads([part], frame_of({}), SETTINGS, tmp_path / "examples.parquet")
 
 
 def test_the_tests_have_a_row_per_layer_and_threshold(tmp_path: Path) -> None:
@@ -171,9 +232,7 @@ def test_the_tests_have_a_row_per_layer_and_threshold(tmp_path: Path) -> None:
     within = scores.tests["within_layers"]
     assert isinstance(within, list)
     assert [row["layer"] for row in within] == [0, 1, 2, 3]
-    examples = pl.from_arrow(scores.examples)
-    assert isinstance(examples, pl.DataFrame)
     assert scores.tests["layer_ranking_over_thresholds"] is not None
-    over = scores.tests["layer_ranking_over_examples"]
+    over = scores.tests["layer_ranking_over_images"]
     assert isinstance(over, dict)
     assert 0 < over["low"] <= over["tau"] <= 1

@@ -6,10 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headwise.attention.table import ATTENTION, SCALARS
-from headwise.scores.schema import MEANS
+from headwise.attention.schema import ATTENTION, SCALARS
 from headwise.scores.stored import BLOCK_ROWS, Heads, StoredExample, count_heads, stored_examples
-from tests.synthetic import draw_scalars, stored, write_part
+from tests.synthetic import draw_scalars, highest, stored, write_part
 
 GRID = (3, 4)
 HEADS = Heads(2, 3)
@@ -24,11 +23,7 @@ def ids(number: int) -> list[str]:
 
 
 def read(parts: list[Path], heads: Heads = HEADS) -> list[StoredExample]:
-    return list(stored_examples(parts, heads, means=True))
-
-
-def test_the_scalars_are_those_of_the_attention_table() -> None:
-    assert MEANS == SCALARS
+    return list(stored_examples(parts, heads, scalars=True))
 
 
 @pytest.mark.parametrize("row_group_size", [1, 4, 6, 7, 1000])
@@ -40,17 +35,19 @@ def test_maps_and_scalars_come_back_example_by_example(tmp_path: Path, row_group
     for example in found:
         assert example.grid == GRID
         np.testing.assert_array_equal(example.maps, maps[example.example_id].reshape(6, 12).astype(np.float64))
-        np.testing.assert_array_equal(example.means, draw_scalars(example.example_id, (2, 3)).reshape(6, -1))
+        np.testing.assert_array_equal(example.scalars, draw_scalars(example.example_id, (2, 3)).reshape(6, -1))
+        assert example.highest is not None
+        assert example.highest.tolist() == [highest(example.example_id, layer, head) for layer, head in np.ndindex(2, 3)]
 
 
 def test_an_example_that_two_blocks_share_is_whole(tmp_path: Path) -> None:
     number = BLOCK_ROWS // HEADS.rows + 2
     maps = draw_maps(ids(number))
     part = write_part(tmp_path / "part.parquet", maps, GRID, row_group_size=BLOCK_ROWS - 1)
-    found = list(stored_examples([part], HEADS, means=False))
+    found = list(stored_examples([part], HEADS, scalars=False))
     assert [example.example_id for example in found] == ids(number)
     assert all(np.array_equal(example.maps, maps[example.example_id].reshape(6, 12)) for example in found)
-    assert found[0].means is None
+    assert found[0].scalars is found[0].highest is None
 
 
 @pytest.mark.parametrize("shares", [1, 2, 3, 5])
@@ -87,6 +84,22 @@ def test_layers_and_heads_are_counted_past_an_empty_shard(tmp_path: Path) -> Non
     assert [example.example_id for example in read([empty, part])] == ids(2)
     with pytest.raises(ValueError, match="no attention is stored"):
         count_heads([empty])
+
+
+def test_layers_and_heads_are_counted_over_all_row_groups_from_the_footer_alone(tmp_path: Path) -> None:
+    part = write_part(tmp_path / "part.parquet", draw_maps(ids(2)), GRID, row_group_size=2)
+    content = part.read_bytes()
+    start = pq.read_metadata(part).row_group(0).column(0).dictionary_page_offset
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    part.write_bytes(content[:start] + bytes(footer - start) + content[footer:])  # the pages are gone
+    assert count_heads([part]) == HEADS
+
+
+def test_a_file_without_statistics_is_refused(tmp_path: Path) -> None:
+    part = write_part(tmp_path / "part.parquet", draw_maps(ids(2)), GRID)
+    pq.write_table(pq.read_table(part), part, write_statistics=False)
+    with pytest.raises(ValueError, match=r"part\.parquet: no statistics of column 'layer'.*run the attention step again"):
+        count_heads([part])
 
 
 def broken(path: Path, table: pa.Table) -> Path:
@@ -155,7 +168,7 @@ def test_memory_does_not_grow_with_the_examples(tmp_path: Path) -> None:
             "head": numbers,
             "grid_height": np.full(rows, 16),
             "grid_width": np.full(rows, 16),
-            **{name: np.zeros(rows, dtype=np.float32) for name in (*MEANS, "map_max", "text_image_map_max")},
+            **{name: np.zeros(rows, dtype=np.float32) for name in (*SCALARS, "map_max", "text_image_map_max")},
         }
         lists = pa.ListArray.from_arrays(np.arange(0, rows * visual + 1, visual, dtype=np.int32), pa.array(maps.reshape(-1)))
         columns = [lists if name.endswith("map") else pa.array(made[name]) for name in ATTENTION.names]
@@ -163,7 +176,7 @@ def test_memory_does_not_grow_with_the_examples(tmp_path: Path) -> None:
         pq.write_table(pa.table(columns, names=ATTENTION.names).cast(ATTENTION), part, use_dictionary=False, row_group_size=rows)
         del columns, lists, maps
         before = pa.total_allocated_bytes()
-        return max(pa.total_allocated_bytes() - before for _ in stored_examples([part], heads, means=True))
+        return max(pa.total_allocated_bytes() - before for _ in stored_examples([part], heads, scalars=True))
 
     small, large = peak(300), peak(1200)  # 10 MB and 39 MB of maps, each in one row group
     assert large < 1.2 * small

@@ -7,12 +7,12 @@ import polars as pl
 import pytest
 import yaml
 
-from headwise.attention import ATTENTION, PART
-from headwise.examples import BAD, Example, write_examples
+from headwise.attention.schema import ATTENTION, PART
+from headwise.examples import BAD, Example, read_examples, write_examples
 from headwise.files import read_json, read_table
 from headwise.observation import Observation
 from tasks import attention
-from tasks.attention import main, shard_of, write_attention
+from tasks.attention import main, sample, write_attention
 from tests.tiny import GRID, NUM_HEADS, NUM_LAYERS, image, save, tiny_lm, tiny_vlm
 
 NUM_EXAMPLES = 7
@@ -89,7 +89,8 @@ def test_a_rerun_gives_the_same_bytes(model: Path, tmp_path: Path) -> None:
         files = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
         first = files if "first" not in locals() else first
     assert files == first
-    assert part(tmp_path / "out")["example_id"].unique(maintain_order=True).to_list() == ["e0", "e1", "e2"]
+    chosen = [example.id for example in sample(read_examples(images, "calibration"), 3)]
+    assert part(tmp_path / "out")["example_id"].unique(maintain_order=True).to_list() == chosen != ["e0", "e1", "e2"]
 
 
 def test_bad_examples_become_rows_with_their_reason(model: Path, tmp_path: Path) -> None:
@@ -144,8 +145,32 @@ def test_the_command_line_reads_params_yaml(model: Path, tmp_path: Path, monkeyp
         main(["--shard", "2"])
 
 
-def test_shards_are_disjoint_and_whole() -> None:
-    examples = [Example(f"{i:03d}", None, None, "q", ("a",), None, "colour", "calibration") for i in range(11)]
-    shards = [shard_of(examples, 8, shard, 3) for shard in range(3)]
-    assert sorted(e.id for shard in shards for e in shard) == [f"{i:03d}" for i in range(8)]
-    assert [len(shard) for shard in shards] == [3, 3, 2]
+def asked(image: str | None, question: int) -> Example:
+    return Example(f"{image}-{question}", image, None, "q", ("a",), None, "colour", "calibration")
+
+
+PETS = [asked(f"images/{kind}-{n:03d}.png", question) for kind in ("cat", "dog") for n in range(100) for question in range(3)]
+
+
+def test_a_sample_has_every_class_and_all_questions_of_an_image() -> None:
+    chosen = sample(PETS, 121)
+    images = {example.image for example in chosen}
+    assert len(chosen) == 120 == 3 * len(images)
+    assert 10 <= sum("cat" in str(image) for image in images) <= 30
+    assert [example.id for example in chosen] == sorted(example.id for example in chosen)
+
+
+def test_a_sample_depends_on_the_names_alone_and_a_larger_one_holds_it() -> None:
+    assert sample(PETS[::-1], 60) == sample(PETS, 60)
+    assert set(sample(PETS, 60)) < set(sample(PETS, 90))
+    assert sample(PETS, 10_000) == sorted(PETS, key=lambda example: example.id)
+
+
+def test_texts_are_sampled_one_by_one() -> None:
+    texts = [replace(asked(None, n), id=f"t{n}") for n in range(30)]
+    assert len(sample(texts, 10)) == 10
+
+
+def test_a_sample_that_no_image_fits_into_is_refused_with_both_numbers() -> None:
+    with pytest.raises(ValueError, match=r"max_examples = 2, and images/.*png alone has 3 examples"):
+        sample(PETS, 2)

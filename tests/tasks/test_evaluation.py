@@ -10,6 +10,7 @@ from headwise.calibration.lora import fit_lora
 from headwise.calibration.settings import Lora
 from headwise.evaluation.compare import compare
 from headwise.evaluation.settings import Evaluation
+from headwise.evaluation.statistics import Statistics
 from headwise.evaluation.table import ANSWERS, metrics
 from headwise.examples import BAD, read_examples
 from headwise.files import read_json, read_table
@@ -18,7 +19,7 @@ from tasks import evaluation
 from tests import tiny
 from tests.dataset import write_dataset
 
-SETTINGS = Evaluation(batch_size=4, max_new_tokens=3, bootstrap=200, sign_flips=200)
+SETTINGS = Evaluation(batch_size=4, max_new_tokens=3)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,9 @@ def test_the_step_judges_the_evaluation_and_forgetting_splits(evaluated):
 
 def test_an_adapter_that_saw_the_captions_gains(evaluated):
     base, top = (read_table(evaluated / arm / "answers.parquet", ANSWERS) for arm in ("base", "top"))
-    (captions,) = [c for c in compare(base, top, SETTINGS) if (c.split, c.metric) == ("evaluation", "perplexity")]
+    (captions,) = [
+        c for c in compare(base, top, Statistics(bootstrap=200, sign_flips=200)) if (c.split, c.metric) == ("evaluation", "perplexity")
+    ]
     assert captions.gain and captions.after < captions.before and captions.num_images == 4
 
 

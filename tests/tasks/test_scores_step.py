@@ -16,7 +16,7 @@ from tasks.scores import write_scores
 from tests.synthetic import look_at, mask_frame, mask_row, square, write_part
 
 GRID = (6, 6)
-SETTINGS = HeadImpact(bootstrap=20, min_examples=10)
+SETTINGS = HeadImpact(bootstrap=20, min_images=10, max_bad_share=0.2)
 
 
 def write_inputs(folder: Path) -> dict[str, Path]:
@@ -34,7 +34,7 @@ def write_inputs(folder: Path) -> dict[str, Path]:
     return shards
 
 
-def test_the_step_writes_scores_of_all_shards(tmp_path: Path) -> None:
+def test_the_step_writes_scores_of_all_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = write_inputs(tmp_path)
     write_scores(tmp_path / "masks", shards, tmp_path / "scores", SETTINGS)
     heads = read_table(tmp_path / "scores/heads.parquet", HEADS)
@@ -43,7 +43,9 @@ def test_the_step_writes_scores_of_all_shards(tmp_path: Path) -> None:
     impact = heads.filter(pl.col("statistic") == "head_impact")
     assert impact.sort("value", descending=True)["layer"].to_list()[:2] == [1, 1]
     assert read_table(tmp_path / "scores/bad.parquet", BAD)["example_id"].to_list() == ["x"]
-    assert read_json(tmp_path / "scores/tests.json")["examples"] == {"observed": 15, "scored": 14, "left_out": 1}
+    counts = {"observed": 15, "scored": 14, "images": 14, "left_out": {}, "bad": {"missing mask": 1}}
+    assert read_json(tmp_path / "scores/tests.json")["examples"] == counts
+    assert "warning: 1 examples have no score, missing mask" in capsys.readouterr().out
     manifest = read_json(tmp_path / "scores/manifest.json")
     assert manifest["inputs"] == {
         "masks": sha256_file(tmp_path / "masks/masks.parquet"),
@@ -68,20 +70,21 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "scores").exists()
 
 
-def test_too_few_examples_leave_no_folder(tmp_path: Path) -> None:
+def test_too_few_images_leave_no_folder(tmp_path: Path) -> None:
     shards = write_inputs(tmp_path)
-    with pytest.raises(ValueError, match="14 of 15 observed examples can be scored, min_examples = 20"):
-        write_scores(tmp_path / "masks", shards, tmp_path / "scores", HeadImpact())
+    with pytest.raises(ValueError, match=r"14 images \(14 of 15 observed examples\) can be scored, min_images = 20"):
+        write_scores(tmp_path / "masks", shards, tmp_path / "scores", HeadImpact(max_bad_share=0.2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["attention", "masks"]
 
 
 def test_scores_and_selection_run_in_a_clone_on_the_shards_of_its_parameters_alone(tmp_path: Path) -> None:
     write_inputs(tmp_path / "data")
-    params = {"shards": [0], "scores": {"bootstrap": 20, "min_examples": 2}, "selection": {"k": 1}}
+    params = {"shards": [0], "scores": {"bootstrap": 20, "min_images": 2, "max_bad_share": 0.2}, "selection": {"k": 1}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     for module in (["tasks.scores"], ["tasks.selection", "--arm", "top"]):
         subprocess.run([sys.executable, "-m", *module], cwd=tmp_path, check=True)
-    assert read_json(tmp_path / "data/scores/tests.json")["examples"] == {"observed": 8, "scored": 7, "left_out": 1}
+    counts = {"observed": 8, "scored": 7, "images": 7, "left_out": {}, "bad": {"missing mask": 1}}
+    assert read_json(tmp_path / "data/scores/tests.json")["examples"] == counts
     selection = read_json(tmp_path / "data/selections/top/selection.json")
     assert selection["layers"] == [1]
     assert selection["scores_sha256"] == sha256_file(tmp_path / "data/scores/heads.parquet")

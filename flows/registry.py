@@ -1,0 +1,134 @@
+"""MLflow's registry: an entry per model and data set, a version per adapter, and the aliases that say which version is in use.
+
+Every adapter is registered as `challenger`; the alias `champion` moves if the verdict says so, last of all, when everything that it names
+is stored.
+"""
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.parameters import Parameters, data_name, model_name
+from flows.promotion import Verdict
+from flows.tracking import Record
+from headwise.evaluation.table import CHAMPION
+from headwise.files import new_folder, read_json
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHALLENGER = "challenger"
+DIGEST_TAG, BASE_TAG, JUDGEMENT_TAG = "adapter.sha256", "base.sha256", "judgement.sha256"
+MODEL = "model"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "calibration.json")
+SERVED = Path(__file__).with_name("served.py")
+REQUIREMENTS = ("torch", "transformers", "peft", "timm", "safetensors", "pillow")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's folder, and what its calibration wrote down: its own digest and that of the base model's weights."""
+
+    folder: Path
+    sha256: str
+    base_sha256: str
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """The adapter in a folder that the calibration step wrote."""
+    claims = read_json(folder / "calibration.json")
+    return Adapter(folder, str(claims["adapter_sha256"]), str(claims["base_sha256"]))
+
+
+def registered_name(parameters: Parameters) -> str:
+    """The registry's entry, such as `headwise-smol.scenes`: only adapters of one model and one data set compete for its champion."""
+    return f"{model_name(parameters.attention.model)}.{data_name(parameters.images)}"
+
+
+def find_version(client: "MlflowClient", name: str, adapter: Adapter) -> "ModelVersion | None":
+    """The registered version that holds exactly these bytes, if there is one."""
+    return next((v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get(DIGEST_TAG) == adapter.sha256), None)
+
+
+def find_champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
+    """The version that the alias `champion` names, if it names one."""
+    found = client.search_registered_models(f"name = '{name}'", max_results=1)
+    number = found[0].aliases.get(CHAMPION) if found else None
+    return client.get_model_version(name, str(number)) if number else None
+
+
+def fetch_adapter(client: "MlflowClient", version: "ModelVersion", out: Path) -> None:
+    """Put the version's adapter into the folder `out`. Raises ValueError if it cannot be had, or is not the one that was registered."""
+    from mlflow.exceptions import MlflowException
+
+    from headwise.calibration.adapter import adapter_digest
+
+    with tempfile.TemporaryDirectory() as temporary, new_folder(out) as folder:
+        try:
+            stored = Path(client.download_artifacts(str(version.run_id), f"{MODEL}/artifacts", temporary))
+            source = next(stored.rglob(ADAPTER_FILES[0])).parent
+            for name in ADAPTER_FILES:
+                shutil.copyfile(source / name, folder / name)
+        except (MlflowException, OSError, StopIteration) as error:
+            raise ValueError(f"version {version.version} of {version.name!r}: its adapter is not in MLflow ({error})") from error
+        found, expected = adapter_digest(folder), version.tags[DIGEST_TAG]
+        if found != expected:
+            raise ValueError(f"version {version.version} of {version.name!r}: its adapter is {found}, registered was {expected}")
+
+
+def promote(record: Record, name: str, adapter: Adapter, model: str, verdict: Verdict, judgement: str) -> str:
+    """Register the adapter, point `challenger` at it, and `champion` too if the verdict says so; returns a sentence.
+
+    Every step can be done again: an adapter that is registered already gets no second version. The version is tagged with the digest of
+    the judgement at the very end, so that one that was cut short is made again, and one that is recorded moves no alias twice: somebody
+    may have moved it on purpose.
+    """
+    client = record.client
+    version = find_version(client, name, adapter) or _register(record, name, adapter, model)
+    number = str(version.version)
+    client.set_model_version_tag(name, number, "verdict", verdict.sentence)
+    client.set_registered_model_alias(name, CHALLENGER, number)
+    if verdict.better:
+        client.set_registered_model_alias(name, CHAMPION, number)
+    client.set_model_version_tag(name, number, JUDGEMENT_TAG, judgement)
+    champion = find_champion(client, name)
+    kept = f"; {CHAMPION} stays version {champion.version}" if champion and not verdict.better else ""
+    return f"{verdict.sentence} The adapter is version {number} of {name!r}, alias {CHAMPION if verdict.better else CHALLENGER}{kept}."
+
+
+def _register(record: Record, name: str, adapter: Adapter, model: str) -> "ModelVersion":
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+
+    _log_model(record, adapter.folder, {"model": model})
+    try:
+        record.client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+    tags = {DIGEST_TAG: adapter.sha256, BASE_TAG: adapter.base_sha256}
+    return record.client.create_model_version(name, f"runs:/{record.run_id}/{MODEL}", record.run_id, tags=tags)
+
+
+def _log_model(record: Record, adapter: Path, config: Mapping[str, object]) -> None:
+    """The adapter folder as a pyfunc model from code: a few MB, where `mlflow.transformers` would save the whole base model."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType")  # MLflow's words about its own types
+        from mlflow.pyfunc import save_model
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / MODEL
+        save_model(
+            folder,
+            python_model=str(SERVED),
+            artifacts={"adapter": str(adapter)},
+            model_config=dict(config),
+            pip_requirements=[f"{name}=={installed(name)}" for name in REQUIREMENTS],
+        )
+        record.folder(folder, MODEL)
