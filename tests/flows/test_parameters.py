@@ -141,7 +141,7 @@ def test_overrides_are_yaml() -> None:
         ({"images": {"kind": "films"}}, False),
         ({"selection": {"k": 0}}, False),
         ({"selection": {"kk": 1}}, False),
-        ({"selction": {"k": 1}}, False),
+        ({"selections": {"k": 1}}, False),
         ({"arms": []}, False),
         ({"promotion": {"margin": 2}}, False),
         ({"promotoin": {"margin": 0.1}}, False),
