@@ -34,6 +34,7 @@ TARGETS = (
 """All linear layers of the language model, and the vision tower's pointwise convolutions: made for ImageNet's names, it tells hues apart
 poorly (88 % of the drawn figures' cells by a probe) and letters hardly at all."""
 PROJECTOR = "multi_modal_projector"
+NAME = "headwise-smol"
 REPORT_STEPS, CHECKPOINT_STEPS = 20, 100
 ALIGNMENT_START = 1_000_000_000
 """The number of the alignment's first composition, far from those of the answering that follows."""
@@ -259,6 +260,7 @@ def fit(
     align(model, processor, settings, photographs, out / "alignment.pt", progress)
     nn.Module.requires_grad_(model.model.vision_tower, False)
     answer(model, processor, settings, photographs, out / "checkpoint.pt", progress)
+    lora.base_model_name_or_path = NAME
     adapted.save_pretrained(str(out), save_embedding_layers=False)
 
 
