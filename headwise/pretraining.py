@@ -26,6 +26,7 @@ from headwise.cutouts import Photographs, compose_photograph
 from headwise.files import new_file
 from headwise.scenes import compose_scene
 from headwise.segments import Grid, coverage
+from headwise.smol import NAME
 
 TARGETS = (
     r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
@@ -34,7 +35,6 @@ TARGETS = (
 """All linear layers of the language model, and the vision tower's pointwise convolutions: made for ImageNet's names, it tells hues apart
 poorly (88 % of the drawn figures' cells by a probe) and letters hardly at all."""
 PROJECTOR = "multi_modal_projector"
-NAME = "headwise-smol"
 REPORT_STEPS, CHECKPOINT_STEPS = 20, 100
 ALIGNMENT_START = 1_000_000_000
 """The number of the alignment's first composition, far from those of the answering that follows."""

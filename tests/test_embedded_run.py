@@ -15,8 +15,8 @@ from headwise.files import read_json
 from tests.flows.project import ROOT, git
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-PIPELINE_SECONDS, AGAIN_SECONDS = 600, 60
-"""What two quiet cores have to do it in; the second run takes about 10 s there."""
+PIPELINE_SECONDS, AGAIN_SECONDS = 900, 60
+"""Half as much again as two quiet cores may take, and four times what the second run takes there."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def test_a_night_ends_in_a_better_adapter_and_the_next_one_in_seconds(checkout: 
     comparisons = compare_arms(folder, BASE, ["top"], Statistics())["top"]
     captions = next(c for c in comparisons if (c.split, c.metric, c.task) == ("evaluation", "perplexity", None))
     assert captions.high < 1, captions
-    assert str(read_json(folder / "lineage.json")["verdict"]) in first.printed.replace("\n", " ")
+    assert str(read_json(folder / "lineage.json")["verdict"]) in " ".join(first.printed.split())
     assert first.seconds < PIPELINE_SECONDS
     second = run(checkout)
     assert "Nothing changed" in second.printed
