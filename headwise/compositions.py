@@ -12,10 +12,16 @@ SIZE = 320
 
 @dataclass(frozen=True)
 class Thing:
-    """One object in the image: the phrase that names it, and the pixels that show it."""
+    """One object in the image: the phrase that names it, the pixels that show it, and its texture where it was drawn with one."""
 
     phrase: str
     mask: Bool[np.ndarray, "height width"]
+    texture: str = ""
+
+    @property
+    def description(self) -> str:
+        """All that can be seen of it from near."""
+        return f"{self.texture} {self.phrase}".lstrip()
 
 
 @dataclass(frozen=True)

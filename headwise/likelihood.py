@@ -37,13 +37,34 @@ def answer_logits(vlm: VLM, batch: Batch) -> Float[Tensor, "target vocabulary"]:
     return logits[targets[:, rows]]
 
 
-def read_answers(vlm: VLM, batch: Batch) -> tuple[Float[Tensor, "batch"], Int[Tensor, "batch"], Bool[Tensor, "batch"]]:
+def shared_answer_logits(vlm: VLM, batch: Batch) -> Float[Tensor, "target vocabulary"]:
+    """`answer_logits` of questions about one image, padded on the right: all up to the image's last token is read once, and its keys and
+    values serve every question. Where a chat template puts the question before the image there is nothing to share.
+    """
+    ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+    shared = int(batch.segments.visual[0].nonzero().max()) + 1
+    if not bool((ids[:, :shared] == ids[0, :shared]).all()):
+        return answer_logits(vlm, batch)
+    image = {name: tensor[: len(tensor) // len(ids)] for name, tensor in batch.inputs.items() if name not in ("input_ids", "attention_mask")}
+    cache = vlm.model(input_ids=ids[:1, :shared], attention_mask=mask[:1, :shared], **image, logits_to_keep=1, use_cache=True).past_key_values
+    cache.batch_repeat_interleave(len(ids))
+    targets = answer_targets(batch)[:, shared + 1 :]
+    rows = targets.any(dim=0).nonzero().squeeze(1)
+    logits = vlm.model(input_ids=ids[:, shared:], attention_mask=mask, past_key_values=cache, logits_to_keep=rows, use_cache=True).logits
+    return logits[targets[:, rows]]
+
+
+def read_answers(
+    vlm: VLM, batch: Batch, *, one_image: bool = False
+) -> tuple[Float[Tensor, "batch"], Int[Tensor, "batch"], Bool[Tensor, "batch"]]:
     """Per example: `-sum log p(token | everything before it)` over its targets, in fp32, their number, and whether each is the likeliest.
 
-    Where each is, greedy decoding gives this very answer. Gradients flow through the nats.
+    Where each is, greedy decoding gives this very answer. Gradients flow through the nats. `one_image`: all rows show the same image,
+    which is then read once.
     """
     targets = answer_targets(batch)
-    logits, labels = answer_logits(vlm, batch).float(), batch.inputs["input_ids"][targets]
+    logits = (shared_answer_logits if one_image else answer_logits)(vlm, batch).float()
+    labels = batch.inputs["input_ids"][targets]
     nats, missed = cross_entropy(logits, labels, reduction="none"), (logits.argmax(-1) != labels).int()
     example = targets.nonzero()[:, 0]
 

@@ -49,7 +49,7 @@ class Pretraining:
     images_per_step: Annotated[
         int, Field(ge=1, description="new compositions per step of answering; alignment takes eight times as many")
     ] = 4
-    photographs: Annotated[float, Field(ge=0, le=1, description="share of composed photographs, the rest are drawn scenes")] = 0.35
+    photographs: Annotated[float, Field(ge=0, le=1, description="share of composed photographs, the rest are drawn scenes")] = 0.3
     questions: Annotated[int, Field(ge=1, description="closed questions per image at most")] = 6
     captions: Annotated[float, Field(ge=0, le=1, description="share of images whose caption is learnt too")] = 0.7
     rank: Annotated[int, Field(ge=1, description="rank of the LoRA on the language model and the vision tower")] = 32
@@ -139,11 +139,11 @@ def align(
 
 def _cell_labels(batch: Sequence[Composition], grid: Grid) -> tuple[list[str], Int[Tensor, " cell"]]:
     """The batch's distinct phrases, and for every visual token the number of the one that covers most of its cell (-1: under 40 %)."""
-    phrases = sorted({thing.phrase for composition in batch for thing in composition.things})
+    phrases = sorted({thing.description for composition in batch for thing in composition.things})
     labels = []
     for composition in batch:
         shares = np.stack([coverage(thing.mask, grid) for thing in composition.things])
-        numbers = np.array([phrases.index(thing.phrase) for thing in composition.things])
+        numbers = np.array([phrases.index(thing.description) for thing in composition.things])
         labels.append(np.where(shares.max(0) >= 0.4, numbers[shares.argmax(0)], -1))
     return phrases, torch.from_numpy(np.concatenate(labels))
 
@@ -258,7 +258,6 @@ def fit(
     nn.Module.to(model, torch.bfloat16)
     adapted = get_peft_model(model, lora, autocast_adapter_dtype=False)
     align(model, processor, settings, photographs, out / "alignment.pt", progress)
-    nn.Module.requires_grad_(model.model.vision_tower, False)
     answer(model, processor, settings, photographs, out / "checkpoint.pt", progress)
     lora.base_model_name_or_path = NAME
     adapted.save_pretrained(str(out), save_embedding_layers=False)
@@ -272,7 +271,7 @@ def answer(
     out: Path,
     progress: Callable[[str], None],
 ) -> None:
-    """Train projector and language LoRA to answer the compositions' questions and to caption them; the aligned vision tower stays."""
+    """Train projector and LoRA, the vision tower's too, to answer the compositions' questions and to caption them."""
     if settings.compiled:
         for layer in model.model.language_model.layers:
             layer.compile(dynamic=True)
@@ -283,8 +282,7 @@ def answer(
     losses: list[tuple[float, float]] = []
     for step in range(first, settings.steps):
         batch = [next(stream) for _ in range(settings.images_per_step)]
-        with torch.no_grad():
-            features = visual_features(model, processor, batch)
+        features = visual_features(model, processor, batch)
         loss, right = answer_loss(model, features, _pack_batch(processor, settings, batch, step, features.shape[1]))
         weights.step(loss)
         losses.append((loss.item(), right))

@@ -67,7 +67,7 @@ def compose_scene(rng: np.random.Generator, *, drift: bool = False) -> Compositi
     colours = COLOURS | DRIFT_COLOURS if drift else COLOURS
     figures, word_cell = _arrange(rng, list(colours), [*SHAPES, *DRIFT_SHAPES] if drift else list(SHAPES))
     image = _ground(rng, DRIFT_BACKGROUNDS if drift else BACKGROUNDS)
-    things = [Thing(figure.phrase, _draw_figure(image, figure, colours[figure.colour], rng)) for figure in figures]
+    things = [Thing(figure.phrase, _draw_figure(image, figure, colours[figure.colour], rng), figure.texture) for figure in figures]
     word = None
     if word_cell is not None:
         word = str(rng.choice([*WORDS, *DRIFT_WORDS] if drift else list(WORDS)))
@@ -79,7 +79,7 @@ def compose_scene(rng: np.random.Generator, *, drift: bool = False) -> Compositi
 def _arrange(rng: np.random.Generator, colours: list[str], shapes: list[str]) -> tuple[list[Figure], tuple[int, int] | None]:
     """Either some figures of distinct shapes and colours, or several alike to count; in half of the scenes a cell for a word."""
     cells = [divmod(int(cell), 3) for cell in rng.permutation(9)]
-    counting = rng.random() < 0.3
+    counting = rng.random() < 0.4
     number = int(rng.integers(1, MAX_COUNT + 1)) if counting else int(rng.integers(2, 4))
     picked_shapes, picked_colours = rng.permutation(shapes), rng.permutation(colours)
     figures = [
@@ -228,8 +228,11 @@ def _questions(rng: np.random.Generator, figures: list[Figure], word: str | None
             questions.append(Question("relation", f"Is the {figure.shape} left or right of the {other.shape}?", answer, figure.phrase))
         questions += _positions(figures)
     else:
-        noun = figures[0].shape.replace("cross", "crosse")
-        questions.append(Question("count", f"How many {noun}s are there?", str(len(figures)), figures[0].phrase))
+        shapes = f"{figures[0].shape}s".replace("crosss", "crosses")
+        questions += [
+            Question("count", f"How many {counted} are there?", str(len(figures)), figures[0].phrase)
+            for counted in (shapes, f"{figures[0].colour} {shapes}", f"{figures[0].colour} shapes")
+        ]
     if word:
         questions.append(Question("word", "What word is written?", word, f"word {word}"))
     return [questions[int(i)] for i in rng.permutation(len(questions))]

@@ -1,6 +1,8 @@
 """Put the examples of a data set to a model and judge its answers, one by one."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -15,7 +17,14 @@ from headwise.examples import CAPTION, BadExample, Example
 from headwise.likelihood import open_referenced, read_answers
 from headwise.vlm import VLM, encode, generate
 
-Row = dict[str, object]
+
+@dataclass(frozen=True)
+class Reading:
+    """How the model finds a reference answer: the nats of its tokens, their number, and whether each was the likeliest."""
+
+    nats: float
+    tokens: int
+    likeliest: bool
 
 
 def evaluate(
@@ -23,22 +32,33 @@ def evaluate(
 ) -> tuple[pl.DataFrame, dict[str, str]]:
     """The ANSWERS table, sorted by example, and the reason of each bad example.
 
-    Every first reference answer is read for its nats (its tokens and the end of turn). Closed questions are answered too, greedily: where
-    each token read was the likeliest, the reference is that answer, and only the others are generated. An answer is valid if it is,
-    normalised, a reference of any question of its task here. Batches hold questions of like length, and every model reads the same
-    ones; it generates in parts of them, for the questions where it would not give the reference, so that there the padding, and with it
-    the rounding, may differ from another model's. `progress` hears how many examples of how many are done.
+    Every first reference answer is read for its nats (its tokens and the end of turn), all of one image together, so that the model
+    reads the image once. Closed questions are answered too, greedily: where each token read was the likeliest, the reference is that
+    answer, and only the others are generated, in batches of like length. An answer is valid if it is, normalised, a reference of any
+    question of its task here. Every model reads the same batches; those that it generates in may differ from another model's, and with
+    them the padding and the rounding. `progress` hears how many examples of how many are done.
     """
-    known, bad = known_answers(examples), dict[str, str]()
-    rows: list[Row] = []
+    bad, readings, unsure = dict[str, str](), dict[str, Reading](), list[Example]()
     done = 0
     for batch in _batches(vlm, examples, settings.batch_size):
-        rows += _answer(vlm, _opened(folder, batch, bad), known, settings.max_new_tokens, bad)
+        found = _read(vlm, _opened(folder, batch, bad), bad)
+        readings |= found
+        waiting = [e for e in batch if e.id in found and e.task != CAPTION and not _is_answered(found[e.id], settings)]
+        unsure += waiting
+        done += len(batch) - len(waiting)
+        progress(done, len(examples))
+    answers = {e.id: e.answers[0].strip() if e.task != CAPTION else "" for e in examples if e.id in readings}
+    for batch in _of_like_length(vlm, unsure, settings.batch_size):
+        images, questions = [open_referenced(folder, example) for example in batch], [example.question for example in batch]
+        answers |= zip((e.id for e in batch), generate(vlm, images, questions, settings.max_new_tokens), strict=True)
         done += len(batch)
         progress(done, len(examples))
-    answers = pl.from_arrow(pa.Table.from_pylist(rows, schema=ANSWERS))
-    assert isinstance(answers, pl.DataFrame)
-    return answers.sort("example_id"), bad
+    return _table([e for e in examples if e.id in readings], readings, answers, known_answers(examples)), bad
+
+
+def _is_answered(reading: Reading, settings: Evaluation) -> bool:
+    """Whether greedy decoding would give the reference."""
+    return reading.likeliest and reading.tokens <= settings.max_new_tokens
 
 
 def known_answers(examples: Sequence[Example]) -> dict[str, frozenset[str]]:
@@ -48,14 +68,23 @@ def known_answers(examples: Sequence[Example]) -> dict[str, frozenset[str]]:
 
 
 def _batches(vlm: VLM, examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
-    """Captions, then closed questions, each from short to long."""
+    """The questions about one image together; those that are alone with theirs, and those without one, by length."""
+    about = defaultdict[str | None, list[Example]](list)
+    for example in examples:
+        about[example.image].append(example)
+    alone = about.pop(None, []) + [example for together in about.values() if len(together) == 1 for example in together]
+    for together in about.values():
+        if len(together) > 1:
+            yield from (together[start : start + size] for start in range(0, len(together), size))
+    yield from _of_like_length(vlm, alone, size)
 
+
+def _of_like_length(vlm: VLM, examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
     def length(example: Example) -> tuple[int, str]:
         return len(vlm.tokenizer(" ".join((example.question, *example.answers[:1])))["input_ids"]), example.id
 
-    for is_caption in (True, False):
-        chosen = sorted((e for e in examples if (e.task == CAPTION) == is_caption), key=length)
-        yield from (chosen[start : start + size] for start in range(0, len(chosen), size))
+    ordered = sorted(examples, key=length)
+    yield from (ordered[start : start + size] for start in range(0, len(ordered), size))
 
 
 def _opened(folder: Path, batch: Sequence[Example], bad: dict[str, str]) -> list[tuple[Example, Image.Image | None]]:
@@ -69,44 +98,44 @@ def _opened(folder: Path, batch: Sequence[Example], bad: dict[str, str]) -> list
     return opened
 
 
-def _answer(
-    vlm: VLM, batch: list[tuple[Example, Image.Image | None]], known: Mapping[str, frozenset[str]], max_new_tokens: int, bad: dict[str, str]
-) -> list[Row]:
-    """The rows of a batch of one kind; if the model cannot take an example, each is tried alone and the bad ones are added to `bad`."""
+def _read(vlm: VLM, batch: list[tuple[Example, Image.Image | None]], bad: dict[str, str]) -> dict[str, Reading]:
+    """Readings by example; if the model cannot take a batch, each example is tried alone and the bad ones are added to `bad`."""
     if not batch:
-        return []
+        return {}
+    examples, images = zip(*batch, strict=True)
+    one_image = len(examples) > 1 and len({example.image for example in examples}) == 1 and examples[0].image is not None
     try:
-        return _rows(vlm, batch, known, max_new_tokens)
+        encoded = encode(vlm, images, [example.question for example in examples], [example.answers[0] for example in examples])
+        with torch.no_grad():
+            nats, tokens, likeliest = read_answers(vlm, encoded, one_image=one_image)
+        if not bool(nats.isfinite().all()):
+            raise BadExample(f"the model gives the reference answer {nats.max().item()} nats")
     except BadExample as error:
         if len(batch) > 1:
-            return [row for one in batch for row in _answer(vlm, [one], known, max_new_tokens, bad)]
-        bad[batch[0][0].id] = str(error)
-        return []
+            return {i: reading for one in batch for i, reading in _read(vlm, [one], bad).items()}
+        bad[examples[0].id] = str(error)
+        return {}
+    read = zip(nats.tolist(), tokens.tolist(), likeliest.tolist(), strict=True)
+    return {example.id: Reading(*values) for example, values in zip(examples, read, strict=True)}
 
 
-def _rows(vlm: VLM, batch: list[tuple[Example, Image.Image | None]], known: Mapping[str, frozenset[str]], max_new_tokens: int) -> list[Row]:
-    examples, images = [example for example, _ in batch], [image for _, image in batch]
-    questions = [example.question for example in examples]
-    with torch.no_grad():
-        nats, tokens, likeliest = read_answers(vlm, encode(vlm, images, questions, [example.answers[0] for example in examples]))
-    if not bool(nats.isfinite().all()):
-        raise BadExample(f"the model gives the reference answer {nats.max().item()} nats")
-    closed = examples[0].task != CAPTION
-    answers = [example.answers[0].strip() if closed else "" for example in examples]
-    if closed and (unsure := [i for i, sure in enumerate((likeliest & (tokens <= max_new_tokens)).tolist()) if not sure]):
-        generated = generate(vlm, [images[i] for i in unsure], [questions[i] for i in unsure], max_new_tokens)
-        answers = [dict(zip(unsure, generated, strict=True)).get(i, answer) for i, answer in enumerate(answers)]
-    return [
+def _table(
+    examples: Sequence[Example], readings: dict[str, Reading], answers: dict[str, str], known: dict[str, frozenset[str]]
+) -> pl.DataFrame:
+    rows = [
         {
             "example_id": example.id,
             "image": example.image or example.id,
             "split": example.split,
             "task": example.task,
-            "answer": answer,
-            "right": soft_accuracy(answer, example.answers) if closed else None,
-            "valid": not closed or normalise(answer) in known[example.task],
-            "nats": float(nats_),
-            "tokens": int(tokens_),
+            "answer": answers[example.id],
+            "right": soft_accuracy(answers[example.id], example.answers) if example.task != CAPTION else None,
+            "valid": example.task == CAPTION or normalise(answers[example.id]) in known[example.task],
+            "nats": readings[example.id].nats,
+            "tokens": readings[example.id].tokens,
         }
-        for example, answer, nats_, tokens_ in zip(examples, answers, nats.tolist(), tokens.tolist(), strict=True)
+        for example in sorted(examples, key=lambda example: example.id)
     ]
+    table = pl.from_arrow(pa.Table.from_pylist(rows, schema=ANSWERS))
+    assert isinstance(table, pl.DataFrame)
+    return table
