@@ -45,7 +45,6 @@ BAD = pa.schema([("example_id", pa.string()), ("reason", pa.string())])
 CAPTION = "caption"
 """The task of an open description; every other task is a closed question."""
 
-SPLITS = ("pretrain", "calibration", "evaluation", "forgetting")
 INDEX, OBJECTS_FILE = "index.parquet", "objects.parquet"
 
 

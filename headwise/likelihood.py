@@ -45,8 +45,9 @@ def shared_answer_logits(vlm: VLM, batch: Batch) -> Float[Tensor, "target vocabu
     shared = int(batch.segments.visual[0].nonzero().max()) + 1
     if not bool((ids[:, :shared] == ids[0, :shared]).all()):
         return answer_logits(vlm, batch)
-    image = {name: tensor[: len(tensor) // len(ids)] for name, tensor in batch.inputs.items() if name not in ("input_ids", "attention_mask")}
-    cache = vlm.model(input_ids=ids[:1, :shared], attention_mask=mask[:1, :shared], **image, logits_to_keep=1, use_cache=True).past_key_values
+    inputs = {name: tensor[: len(tensor) // len(ids)] for name, tensor in batch.inputs.items()}
+    inputs |= {"input_ids": ids[:1, :shared], "attention_mask": mask[:1, :shared]}
+    cache = vlm.model(**inputs, logits_to_keep=1, use_cache=True).past_key_values
     cache.batch_repeat_interleave(len(ids))
     targets = answer_targets(batch)[:, shared + 1 :]
     rows = targets.any(dim=0).nonzero().squeeze(1)

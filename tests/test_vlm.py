@@ -97,6 +97,15 @@ def test_an_adapter_of_another_model_is_refused(folder: Path, tmp_path: Path) ->
         load_vlm(folder, adapter=tmp_path)
 
 
+def test_tensors_that_the_configuration_does_not_name_are_refused(folder: Path, tmp_path: Path) -> None:
+    for layers, name in (("[01]", "both"), ("0", "one")):
+        lora = LoraConfig(r=2, target_modules=rf".*language_model\.layers\.{layers}\.self_attn\.q_proj")
+        get_peft_model(new_tiny_vlm().base, lora).save_pretrained(tmp_path / name)
+    shutil.copy(tmp_path / "both/adapter_model.safetensors", tmp_path / "one")
+    with pytest.raises(ValueError, match=r"2 tensors belong to no module that adapter_config\.json names.*layers\.1\."):
+        load_vlm(folder, adapter=tmp_path / "one")
+
+
 @pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", Path("nowhere"), "nobody/no-such-model"])
 def test_a_source_that_is_nowhere_is_one_clear_error(source: str | Path) -> None:
     with pytest.raises(ValueError, match=r"no such folder|neither a folder with a model nor one that can be downloaded"):

@@ -103,7 +103,8 @@ def _read(vlm: VLM, batch: list[tuple[Example, Image.Image | None]], bad: dict[s
     if not batch:
         return {}
     examples, images = zip(*batch, strict=True)
-    one_image = len(examples) > 1 and len({example.image for example in examples}) == 1 and examples[0].image is not None
+    shown = {example.image for example in examples}
+    one_image = len(examples) > len(shown) == 1 and None not in shown
     try:
         encoded = encode(vlm, images, [example.question for example in examples], [example.answers[0] for example in examples])
         with torch.no_grad():

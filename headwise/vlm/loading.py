@@ -9,8 +9,9 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -65,12 +66,23 @@ def adapt(vlm: VLM, adapter: Path) -> VLM:
     """The model with the adapter on it, for inference. Raises ValueError if it is no PEFT folder, or one for other modules."""
     if not (adapter / "adapter_config.json").is_file():
         raise ValueError(f"{adapter}: no adapter_config.json here, so it is no PEFT adapter")
+    return replace(vlm, model=with_adapter(vlm.base, adapter).eval())
+
+
+def with_adapter(model: nn.Module, adapter: Path) -> PeftModel:
+    """The model with the adapter on it. Raises ValueError unless every tensor of the adapter finds its place and every place its tensor:
+    PEFT would warn of the one, ignore the other, and go on with an adapter that does little or nothing.
+    """
     with quiet():
-        warnings.filterwarnings("error", message="Found missing adapter keys")  # PEFT would go on with an adapter that does nothing
+        warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
-            return replace(vlm, model=PeftModel.from_pretrained(vlm.base, adapter).eval())
+            adapted = PeftModel.from_pretrained(model, str(adapter))
         except (UserWarning, SafetensorError) as error:
             raise ValueError(f"{adapter}: the adapter does not fit the model ({str(error).splitlines()[0][:200]})") from error
+    placed = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    if left := sorted(set(load_peft_weights(str(adapter), device="cpu")) - set(placed)):
+        raise ValueError(f"{adapter}: {len(left)} tensors belong to no module that adapter_config.json names, the first is {left[0]}")
+    return adapted
 
 
 @contextmanager
