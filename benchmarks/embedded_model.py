@@ -1,101 +1,83 @@
 """What the embedded model can do on held-out compositions, by question type, and that it needs the image to do it.
 
 Greedy answers, exact match, on plain scenes and photographs of the evaluation split: new compositions, backgrounds that pretraining never
-saw. Beside it: always the commonest answer of the type, a blank image, and the image of another question. Prints one JSON line last.
+saw. Beside it: a blank image, the image of another question, and always the commonest answer of the type. Prints one JSON line last.
 """
 
 import json
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import polars as pl
 from PIL import Image
-from rich.progress import track
 
-from headwise.compositions import SIZE, Composition
-from headwise.cutouts import compose_photograph, installed_photographs
-from headwise.evaluation.vqa import normalise
-from headwise.scenes import compose_scene
-from headwise.vlm import VLM, generate, load_vlm
+from flows.parameters import COMPOSED, Composed
+from headwise.compositions import SIZE
+from headwise.data import DataSource, write_data
+from headwise.evaluation.evaluate import evaluate
+from headwise.evaluation.settings import Evaluation
+from headwise.examples import CAPTION, Example, read_examples
+from headwise.vlm import VLM, load_vlm
+from tasks.progress import progress_bar
 
-BATCH = 16
-
-
-@dataclass(frozen=True)
-class Asked:
-    kind: str
-    task: str
-    question: str
-    answer: str
-    image: Image.Image
+SEED = 78
+"""No seed that a run uses, so no composition that one calibrates on or is judged by."""
+BLANK = "images/blank.png"
 
 
-def held_out(kind: str, number: int, seed: int = 77) -> Iterator[Composition]:
-    photographs = installed_photographs() if kind == "photos" else None
-    for i in range(number):
-        rng = np.random.default_rng([seed, i])
-        yield compose_scene(rng) if photographs is None else compose_photograph(photographs, "evaluation", rng)
+def closed_questions(kind: Composed, number: int, folder: Path) -> list[Example]:
+    """Write the data set; the closed questions of its evaluation split."""
+    with progress_bar(f"{kind}, images") as progress:
+        write_data(DataSource(kind=kind, variant="plain", calibration=2, evaluation=number, forgetting=2, seed=SEED), folder, progress)
+    Image.new("RGB", (SIZE, SIZE), (128, 128, 128)).save(folder / BLANK)
+    return [example for example in read_examples(folder, "evaluation") if example.task != CAPTION]
 
 
-def closed_questions(number: int) -> list[Asked]:
-    return [
-        Asked(kind, q.task, q.question, q.answer, composition.image)
-        for kind in ("scenes", "photos")
-        for composition in held_out(kind, number)
-        for q in composition.questions[1:5]
-    ]
+def right(vlm: VLM, folder: Path, examples: Sequence[Example], name: str) -> pl.DataFrame:
+    """Whether each question is answered right, in a column of that name."""
+    with progress_bar(f"{folder.name}, {name}") as progress:
+        answers, bad = evaluate(vlm, folder, examples, Evaluation(), progress)
+    assert not bad, bad
+    return answers.select("example_id", pl.col("right").alias(name))
 
 
-def right(vlm: VLM, asked: list[Asked], images: list[Image.Image], description: str) -> list[bool]:
-    found: dict[int, bool] = {}
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i].question))
-    for start in track(range(0, len(order), BATCH), description):
-        rows = order[start : start + BATCH]
-        answers = generate(vlm, [images[i] for i in rows], [asked[i].question for i in rows], max_new_tokens=10)
-        found |= {i: normalise(a) == normalise(asked[i].answer) for i, a in zip(rows, answers, strict=True)}
-    return [found[i] for i in range(len(asked))]
+def measure(vlm: VLM, number: int) -> pl.DataFrame:
+    """One row per kind and question type, and per kind for all: accuracies with the image, without it, and of the commonest answer."""
+    found = []
+    for kind in COMPOSED:
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary) / kind
+            examples = closed_questions(kind, number, folder)
+            others = [examples[i] for i in np.random.default_rng(0).permutation(len(examples))]
+            answers = pl.DataFrame({"example_id": [e.id for e in examples], "task": [e.task for e in examples], "kind": kind})
+            for name, shown in (
+                ("accuracy", examples),
+                ("blank", [replace(example, image=BLANK, sha256=None) for example in examples]),
+                ("shuffled", [replace(e, image=o.image, sha256=o.sha256) for e, o in zip(examples, others, strict=True)]),
+            ):
+                answers = answers.join(right(vlm, folder, shown, name), on="example_id")
+            answer = pl.DataFrame({"example_id": [e.id for e in examples], "answer": [e.answers[0] for e in examples]})
+            found.append(answers.join(answer, on="example_id").with_columns(commonest=_is_commonest()))
+    asked = pl.concat(found)
+    sides = asked.filter(pl.col("task").is_in(["left", "right"])).with_columns(task=pl.lit("left or right"))
+    accuracies = [pl.col(name).cast(pl.Float64).mean() for name in ("accuracy", "blank", "shuffled", "commonest")]
+    grouped = (
+        pl.concat([asked, asked.with_columns(task=pl.lit("all")), sides]).group_by("kind", "task").agg(pl.len().alias("n"), *accuracies)
+    )
+    return grouped.sort("kind", "task", descending=[True, False])
 
 
-def measure(vlm: VLM, number: int) -> list[dict[str, object]]:
-    """One row per kind and question type: accuracies with the image, without it, and of the commonest answer."""
-    asked = closed_questions(number)
-    shuffled = [asked[i].image for i in np.random.default_rng(0).permutation(len(asked))]
-    blank = [Image.new("RGB", (SIZE, SIZE), (128, 128, 128))] * len(asked)
-    results = {
-        "accuracy": right(vlm, asked, [a.image for a in asked], "the image"),
-        "blank": right(vlm, asked, blank, "a blank image"),
-        "shuffled": right(vlm, asked, shuffled, "another image"),
-    }
-    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for i, a in enumerate(asked):
-        groups[a.kind, a.task].append(i)
-        groups[a.kind, "all"].append(i)
-        if a.task in ("left", "right"):
-            groups[a.kind, "left or right"].append(i)
-    return [
-        {
-            "kind": kind,
-            "task": task,
-            "n": len(members),
-            **{name: round(float(np.mean([result[i] for i in members])), 4) for name, result in results.items()},
-            "commonest": round(_commonest([asked[i] for i in members]), 4),
-        }
-        for (kind, task), members in sorted(groups.items())
-    ]
-
-
-def _commonest(asked: list[Asked]) -> float:
-    """Accuracy of the commonest answer of each question type."""
-    by_task: dict[str, Counter[str]] = defaultdict(Counter)
-    for a in asked:
-        by_task[a.task][a.answer] += 1
-    return sum(answers.most_common(1)[0][1] for answers in by_task.values()) / len(asked)
+def _is_commonest() -> pl.Expr:
+    """Whether the answer is the commonest of its question type."""
+    return pl.col("answer") == pl.col("answer").mode().sort().first().over("task")
 
 
 if __name__ == "__main__":
     rows = measure(load_vlm(sys.argv[2] if len(sys.argv) > 2 else "headwise-smol"), int(sys.argv[1]) if len(sys.argv) > 1 else 250)
-    for row in rows:
-        print("  ".join(f"{name}={value}" for name, value in row.items()))
-    print(json.dumps({"rows": rows}))
+    with pl.Config(tbl_rows=-1, tbl_hide_dataframe_shape=True, float_precision=3):
+        print(rows)
+    print(json.dumps(rows.to_dicts()))
