@@ -1,6 +1,10 @@
 """A composed image: what it shows, exact to the pixel, and what can be asked about it."""
 
+from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
+from zlib import crc32
 
 import numpy as np
 from jaxtyping import Bool
@@ -9,19 +13,19 @@ from PIL import Image, ImageFilter
 SIZE = 320
 """Width and height of every composed image in pixels: the embedded model's own resolution."""
 
+SPLIT_SHARES = {"pretrain": 0.7, "calibration": 0.1, "evaluation": 0.1, "forgetting": 0.1}
+"""Shares of all possible compositions, told apart by what stands where (`split_of`): no split shows what another one shows."""
+MAX_DRAWS = 10_000
+"""Compositions drawn in search of one that falls to a split; where there are names enough, every tenth does."""
+
 
 @dataclass(frozen=True)
 class Thing:
-    """One object in the image: the phrase that names it, the pixels that show it, and its texture where it was drawn with one."""
+    """One object in the image: the phrase that names it, the pixels that show it, and all that can be said of it where that is more."""
 
     phrase: str
     mask: Bool[np.ndarray, "height width"]
-    texture: str = ""
-
-    @property
-    def description(self) -> str:
-        """All that can be seen of it from near."""
-        return f"{self.texture} {self.phrase}".lstrip()
+    description: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Composition:
     image: Image.Image
     things: tuple[Thing, ...]
     questions: tuple[Question, ...]
+
+
+def split_of(key: str, shares: Mapping[str, float] = SPLIT_SHARES) -> str:
+    """The split that a key falls to, by its checksum (CRC-32, scaled to [0, 1)) alone."""
+    return list(shares)[bisect_right(list(accumulate(shares.values()))[:-1], crc32(key.encode()) / 2**32)]
 
 
 def enumerate_phrases(phrases: list[str]) -> str:

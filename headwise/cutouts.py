@@ -6,18 +6,16 @@ photographs. `installed_photographs` is the ready recipe for the ones that Debia
 
 import hashlib
 import re
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from headwise.compositions import SIZE, Composition, Question, Thing, article, enumerate_phrases, relight
+from headwise.compositions import MAX_DRAWS, SIZE, Composition, Question, Thing, article, enumerate_phrases, relight, split_of
 from headwise.files import sha256_file
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
@@ -63,8 +61,8 @@ class Photographs:
         return [cutout.path for cutout in self.cutouts if cutout.name == name]
 
     def split_backgrounds(self, split: str) -> list[Path]:
-        """The split's own photographs, in the order of their checksums; no two splits share one."""
-        return sorted((path for path in self.backgrounds if background_split(path.name) == split), key=lambda path: _checksum(path.name))
+        """The split's own photographs; no two splits share one."""
+        return [path for path in self.backgrounds if background_split(path.name) == split]
 
     def digest(self) -> str:
         """SHA-256 of all that compositions depend on: the files' bytes, their names, and what the cut-outs show."""
@@ -74,14 +72,8 @@ class Photographs:
 
 
 def background_split(name: str) -> str:
-    """The split that a background photograph belongs to, by the checksum of its file name alone."""
-    edges = list(accumulate(BACKGROUND_SHARES.values()))[:-1]
-    return list(BACKGROUND_SHARES)[bisect_right(edges, _checksum(name))]
-
-
-def _checksum(name: str) -> float:
-    """CRC-32 of the name, scaled to [0, 1)."""
-    return crc32(name.encode()) / 2**32
+    """The split that a background photograph belongs to, by its file name alone."""
+    return split_of(name, BACKGROUND_SHARES)
 
 
 def read_photographs(cutouts: Path, backgrounds: Path) -> Photographs:
@@ -127,11 +119,11 @@ def _name(path: Path) -> str | None:
 def compose_photograph(photographs: Photographs, split: str, rng: np.random.Generator, *, drift: bool = False) -> Composition:
     """One or two cut-outs on a crop of a photograph of the split. `drift` brings in the names kept out of pretraining and another light."""
     known, unknown = photographs.names(drift=False), photographs.names(drift=True)
-    pool = known + unknown if drift else known
-    number = 1 if rng.random() < 0.15 else 2
-    first = str(rng.choice(unknown if drift and rng.random() < 0.6 else known))
-    names = [first, *(str(name) for name in rng.permutation([n for n in pool if n != first])[: number - 1])]
-    names = [names[int(i)] for i in rng.permutation(number)]
+    drawn = (_draw_names(rng, known, unknown if drift else []) for _ in range(MAX_DRAWS))
+    names = next((names for names in drawn if split_of(" | ".join(names)) == split), None)
+    if names is None:
+        raise ValueError(f"no composition of the {len(known)} names falls to {split!r}: more cut-outs of other names are needed")
+    number, pool = len(names), known + unknown if drift else known
     image = _crop(str(rng.choice([str(path) for path in photographs.split_backgrounds(split)])), rng)
     centres = (SIZE / 2,) if number == 1 else (SIZE * 0.27, SIZE * 0.73)
     things = []
@@ -140,6 +132,14 @@ def compose_photograph(photographs: Photographs, split: str, rng: np.random.Gene
         things.append(Thing(name, _paste(image, str(path), centre, rng)))
     questions = _questions(names, [name for name in pool if name not in names], rng)
     return Composition(relight(image, rng) if drift else image, tuple(things), tuple(questions))
+
+
+def _draw_names(rng: np.random.Generator, known: Sequence[str], unknown: Sequence[str]) -> list[str]:
+    """One name or two different ones, from left to right; with unknown names to choose from, most often one of those is among them."""
+    first = str(rng.choice(unknown if unknown and rng.random() < 0.6 else known))
+    others = [name for name in (*known, *unknown) if name != first]
+    names = [first] if rng.random() < 0.15 else [first, others[int(rng.integers(len(others)))]]
+    return [names[int(i)] for i in rng.permutation(len(names))]
 
 
 @lru_cache(maxsize=64)

@@ -111,7 +111,7 @@ def _composed(source: DataSource) -> Iterator[tuple[str, str, Composition]]:
         for i in range(number):
             rng = np.random.default_rng([2_000_000_000 + source.seed, split_number, i])
             if photographs is None:
-                composition = compose_scene(rng, drift=drift)
+                composition = compose_scene(rng, split, drift=drift)
             else:
                 composition = compose_photograph(photographs, split, rng, drift=drift)
             yield f"{split}-{i:05d}", split, composition

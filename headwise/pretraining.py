@@ -24,7 +24,7 @@ from transformers import FastVlmForConditionalGeneration, LlavaProcessor, get_co
 from headwise.compositions import Composition, Question
 from headwise.cutouts import Photographs, compose_photograph
 from headwise.files import new_file
-from headwise.scenes import compose_scene
+from headwise.scenes import compose_scene, descriptions
 from headwise.segments import Grid, coverage
 from headwise.smol import NAME
 
@@ -35,6 +35,8 @@ TARGETS = (
 """All linear layers of the language model, and the vision tower's pointwise convolutions: made for ImageNet's names, it tells hues apart
 poorly (88 % of the drawn figures' cells by a probe) and letters hardly at all."""
 PROJECTOR = "multi_modal_projector"
+TEMPERATURE = 0.03
+"""Of the cosine similarities: descriptions that differ by one word of four are alike by 0.9 and more."""
 REPORT_STEPS, CHECKPOINT_STEPS = 20, 100
 ALIGNMENT_START = 1_000_000_000
 """The number of the alignment's first composition, far from those of the answering that follows."""
@@ -88,7 +90,7 @@ def compositions(settings: Pretraining, photographs: Photographs | None, start: 
         if photographs is not None and rng.random() < settings.photographs:
             yield compose_photograph(photographs, "pretrain", rng)
         else:
-            yield compose_scene(rng)
+            yield compose_scene(rng, "pretrain")
         number += 1
 
 
@@ -104,16 +106,20 @@ def visual_features(
 
 
 def align(lessons: Lessons, out: Path, progress: Callable[[str], None]) -> None:
-    """Fit projector and vision LoRA so that a visual token resembles the mean input embedding of the words that name what its cell shows.
+    """Fit projector and vision LoRA so that a visual token resembles the mean input embedding of the words that describe what its cell
+    shows: texture, colour, shape and number of figures, words, names.
 
-    The loss is the cross-entropy of the cosine similarities with all phrases of the batch (temperature 0.07, the embeddings' common
-    mean taken off), plus the squared distance to the phrase's embedding. Without it the language model needs many thousand
-    questions before it finds out that the visual tokens mean anything.
+    The loss is the cross-entropy of the cosine similarities with all descriptions there are (the embeddings' common mean taken off),
+    plus the squared distance to the description's embedding. Without it the language model needs many thousand questions before it
+    finds out that the visual tokens mean anything.
     """
     model, processor, settings = lessons.model, lessons.processor, lessons.settings
     table: Any = model.get_input_embeddings()
     embeddings = table.weight.detach().float()
     mean = embeddings.mean(0)
+    known = descriptions() + (lessons.photographs.names(drift=False) if lessons.photographs else [])
+    tokens = processor.tokenizer(known, add_special_tokens=False).input_ids
+    targets = torch.stack([embeddings[ids].mean(0) for ids in tokens])
     parts: Any = (model.model.vision_tower, model.model.multi_modal_projector)
     trained = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
     weights = MasterWeights(trained, settings.learning_rate, settings.alignment_steps)
@@ -125,31 +131,30 @@ def align(lessons: Lessons, out: Path, progress: Callable[[str], None]) -> None:
         features = visual_features(model, processor, batch)
         outputs = model.model.multi_modal_projector(features).float().flatten(0, 1)
         side = math.isqrt(outputs.shape[0] // len(batch))
-        phrases, labels = _cell_labels(batch, (side, side))
-        targets = torch.stack([embeddings[processor.tokenizer(phrase, add_special_tokens=False).input_ids].mean(0) for phrase in phrases])
+        labels = _cell_labels(batch, (side, side), known)
         shown = labels >= 0
-        logits = normalize(outputs[shown] - mean, dim=-1) @ normalize(targets - mean, dim=-1).T / 0.07
+        logits = normalize(outputs[shown] - mean, dim=-1) @ normalize(targets - mean, dim=-1).T / TEMPERATURE
         distance = (outputs[shown] - targets[labels[shown]]).square().sum(-1).mean() + (outputs[~shown] - mean).square().sum(-1).mean()
         loss = cross_entropy(logits, labels[shown]) + 0.1 * distance
         weights.step(loss)
         if (step + 1) % REPORT_STEPS == 0:
             right = (logits.argmax(-1) == labels[shown]).float().mean()
             progress(
-                f"alignment {step + 1}/{settings.alignment_steps} loss {loss.item():.3f} cells named {right:.1%} of {len(phrases)} phrases"
+                f"alignment {step + 1}/{settings.alignment_steps} loss {loss.item():.3f} cells described {right:.1%} of {len(known)} ways"
             )
         if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == settings.alignment_steps:
             weights.save(out, step + 1)
 
 
-def _cell_labels(batch: Sequence[Composition], grid: Grid) -> tuple[list[str], Int[Tensor, " cell"]]:
-    """The batch's distinct phrases, and for every visual token the number of the one that covers most of its cell (-1: under 40 %)."""
-    phrases = sorted({thing.description for composition in batch for thing in composition.things})
+def _cell_labels(batch: Sequence[Composition], grid: Grid, known: Sequence[str]) -> Int[Tensor, " cell"]:
+    """For every visual token the number of the description of the thing that covers most of its cell (-1: under 40 %)."""
+    number = {description: i for i, description in enumerate(known)}
     labels = []
     for composition in batch:
         shares = np.stack([coverage(thing.mask, grid) for thing in composition.things])
-        numbers = np.array([phrases.index(thing.description) for thing in composition.things])
+        numbers = np.array([number[thing.description or thing.phrase] for thing in composition.things])
         labels.append(np.where(shares.max(0) >= 0.4, numbers[shares.argmax(0)], -1))
-    return phrases, torch.from_numpy(np.concatenate(labels))
+    return torch.from_numpy(np.concatenate(labels))
 
 
 def pack(questions: Sequence[Question], processor: LlavaProcessor, num_visual: int) -> Packed:

@@ -1,12 +1,13 @@
 """Drawn scenes: shapes, colours, sizes, textures, counts, positions and a word to read, with exact masks, captions and questions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from itertools import product
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from headwise.compositions import SIZE, Composition, Question, Thing, article, enumerate_phrases, relight
+from headwise.compositions import MAX_DRAWS, SIZE, Composition, Question, Thing, article, enumerate_phrases, relight, split_of
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -55,33 +56,81 @@ class Figure:
         row, column = ROWS[self.row], COLUMNS[self.column]
         return "in the middle" if row == column == "middle" else f"at the {row if column == 'middle' else f'{row} {column}'}"
 
+    def description(self, alike: int = 1) -> str:
+        """What can be seen of it without its size and place, and how many of its kind there are."""
+        named = f"{self.texture} {self.phrase}"
+        return named if alike == 1 else f"{alike} {plural(named)}"
+
     @property
-    def description(self) -> str:
+    def clause(self) -> str:
         """Its part of the caption."""
         texture = "" if self.texture == "plain" else f"{self.texture} "
         return f"a {self.size} {texture}{self.phrase} {self.place}"
 
 
-def compose_scene(rng: np.random.Generator, *, drift: bool = False) -> Composition:
-    """Draw one scene. `drift` adds colours, shapes and words that pretraining never saw, darker grounds, and another light."""
-    colours = COLOURS | DRIFT_COLOURS if drift else COLOURS
-    figures, word_cell = _arrange(rng, list(colours), [*SHAPES, *DRIFT_SHAPES] if drift else list(SHAPES))
+@dataclass(frozen=True)
+class Plan:
+    """What stands where: the figures, and a word with its cell (row, column) or none."""
+
+    figures: tuple[Figure, ...]
+    word: tuple[str, int, int] | None
+
+    @property
+    def alike(self) -> int:
+        """How many figures of a kind there are."""
+        return len(self.figures) - len({figure.shape for figure in self.figures}) + 1
+
+    @property
+    def split(self) -> str:
+        """The split that this composition belongs to."""
+        return split_of(repr((sorted(astuple(figure) for figure in self.figures), self.word)))
+
+
+def plural(noun: str) -> str:
+    """`stars`, `crosses`."""
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+
+
+def descriptions() -> list[str]:
+    """How every thing of the scenes that pretraining sees is described."""
+    kinds = product(SHAPES, COLOURS, TEXTURES, range(1, MAX_COUNT + 1))
+    return [*(Figure(shape, colour, "", texture, 0, 0).description(alike) for shape, colour, texture, alike in kinds), *map(_word, WORDS)]
+
+
+def compose_scene(rng: np.random.Generator, split: str, *, drift: bool = False) -> Composition:
+    """Draw one scene of the split. `drift` adds colours, shapes and words that pretraining never saw, darker grounds, another light.
+
+    No white figure stands beside a word, whose card is a white shape too.
+    """
+    palette = COLOURS | DRIFT_COLOURS if drift else COLOURS
+    shapes, words = ([*SHAPES, *DRIFT_SHAPES], [*WORDS, *DRIFT_WORDS]) if drift else (list(SHAPES), list(WORDS))
+    plans = (_plan(rng, list(palette), shapes, words) for _ in range(MAX_DRAWS))
+    plan = next(plan for plan in plans if plan.split == split)
     image = _ground(rng, DRIFT_BACKGROUNDS if drift else BACKGROUNDS)
-    things = [Thing(figure.phrase, _draw_figure(image, figure, colours[figure.colour], rng), figure.texture) for figure in figures]
+    things = [
+        Thing(figure.phrase, _draw_figure(image, figure, palette[figure.colour], rng), figure.description(plan.alike))
+        for figure in plan.figures
+    ]
     word = None
-    if word_cell is not None:
-        word = str(rng.choice([*WORDS, *DRIFT_WORDS] if drift else list(WORDS)))
-        things.append(Thing(f"word {word}", _draw_word(image, word, word_cell, rng)))
-    questions = [Question("caption", "Describe the image.", _caption(figures, word)), *_questions(rng, figures, word, list(colours))]
+    if plan.word is not None:
+        word, *cell = plan.word
+        things.append(Thing(_word(word), _draw_word(image, word, (cell[0], cell[1]), rng)))
+    figures, colours = list(plan.figures), [colour for colour in palette if word is None or colour != "white"]
+    questions = [Question("caption", "Describe the image.", _caption(figures, word)), *_questions(rng, figures, word, colours)]
     return Composition(relight(image, rng) if drift else image, tuple(things), tuple(questions))
 
 
-def _arrange(rng: np.random.Generator, colours: list[str], shapes: list[str]) -> tuple[list[Figure], tuple[int, int] | None]:
-    """Either some figures of distinct shapes and colours, or several alike to count; in half of the scenes a cell for a word."""
+def _word(word: str) -> str:
+    """The phrase that names a word's card."""
+    return f"word {word}"
+
+
+def _plan(rng: np.random.Generator, colours: list[str], shapes: list[str], words: list[str]) -> Plan:
+    """Either some figures of distinct shapes and colours, or several alike to count; in half of the scenes a word."""
     cells = [divmod(int(cell), 3) for cell in rng.permutation(9)]
-    counting = rng.random() < 0.4
+    counting, has_word = rng.random() < 0.4, rng.random() < 0.5
     number = int(rng.integers(1, MAX_COUNT + 1)) if counting else int(rng.integers(2, 4))
-    picked_shapes, picked_colours = rng.permutation(shapes), rng.permutation(colours)
+    picked_shapes, picked_colours = rng.permutation(shapes), rng.permutation([c for c in colours if not has_word or c != "white"])
     figures = [
         Figure(
             shape=str(picked_shapes[0 if counting else i]),
@@ -95,7 +144,7 @@ def _arrange(rng: np.random.Generator, colours: list[str], shapes: list[str]) ->
     ]
     if counting:
         figures = [replace(figure, size=figures[0].size, texture=figures[0].texture) for figure in figures]
-    return figures, cells[number] if rng.random() < 0.5 else None
+    return Plan(tuple(figures), (str(rng.choice(words)), *cells[number]) if has_word else None)
 
 
 def _ground(rng: np.random.Generator, colours: tuple[tuple[int, int, int], ...]) -> Image.Image:
@@ -206,9 +255,9 @@ def _draw_word(image: Image.Image, word: str, cell: tuple[int, int], rng: np.ran
 
 def _caption(figures: list[Figure], word: str | None) -> str:
     if len({figure.shape for figure in figures}) < len(figures):
-        parts = [f"{len(figures)} {figures[0].size} {figures[0].colour} {figures[0].shape}s".replace("crosss", "crosses")]
+        parts = [f"{len(figures)} {figures[0].size} {plural(figures[0].phrase)}"]
     else:
-        parts = [figure.description for figure in sorted(figures, key=lambda f: (f.row, f.column))]
+        parts = [figure.clause for figure in sorted(figures, key=lambda f: (f.row, f.column))]
     return enumerate_phrases([*parts, *([f"the word {word}"] if word else [])]) + "."
 
 
@@ -228,13 +277,13 @@ def _questions(rng: np.random.Generator, figures: list[Figure], word: str | None
             questions.append(Question("relation", f"Is the {figure.shape} left or right of the {other.shape}?", answer, figure.phrase))
         questions += _positions(figures)
     else:
-        shapes = f"{figures[0].shape}s".replace("crosss", "crosses")
+        first = figures[0]
         questions += [
-            Question("count", f"How many {counted} are there?", str(len(figures)), figures[0].phrase)
-            for counted in (shapes, f"{figures[0].colour} {shapes}", f"{figures[0].colour} shapes")
+            Question("count", f"How many {plural(counted)} are there?", str(len(figures)), first.phrase)
+            for counted in (first.shape, first.phrase, f"{first.colour} shape")
         ]
     if word:
-        questions.append(Question("word", "What word is written?", word, f"word {word}"))
+        questions.append(Question("word", "What word is written?", word, _word(word)))
     return [questions[int(i)] for i in rng.permutation(len(questions))]
 
 

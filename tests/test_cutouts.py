@@ -135,6 +135,18 @@ def test_the_mask_is_where_the_image_changed(photographs: Photographs) -> None:
         assert np.abs(inside - np.median(inside, axis=0)).mean() < 4, "the cut-outs are of one colour, the ground is noise"
 
 
+def test_no_two_splits_share_a_composition(photographs: Photographs) -> None:
+    def shown(split: str) -> set[tuple[str, ...]]:
+        """What stands from left to right in some compositions."""
+        found = [compose_photograph(photographs, split, np.random.default_rng(seed), drift=True).things for seed in range(80)]
+        return {tuple(thing.phrase for thing in sorted(things, key=lambda t: np.nonzero(t.mask)[1].mean())) for things in found}
+
+    first, second = shown("pretrain"), shown("evaluation")
+    assert len(first) > 5
+    assert second
+    assert not first & second
+
+
 def test_pretraining_never_shows_a_drift_name(photographs: Photographs) -> None:
     drift = set(photographs.names(drift=True))
     shown = {

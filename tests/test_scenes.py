@@ -3,14 +3,25 @@
 import numpy as np
 import pytest
 
-from headwise.compositions import SIZE, Composition
-from headwise.scenes import COLOURS, DRIFT_COLOURS, DRIFT_SHAPES, DRIFT_WORDS, SHAPES, WORDS, compose_scene
+from headwise.compositions import SIZE, SPLIT_SHARES, Composition, split_of
+from headwise.scenes import (
+    COLOURS,
+    DRIFT_COLOURS,
+    DRIFT_SHAPES,
+    DRIFT_WORDS,
+    SHAPES,
+    WORDS,
+    Figure,
+    Plan,
+    compose_scene,
+    descriptions,
+)
 
 SEEDS = range(60)
 
 
 def scene(seed: int, *, drift: bool = False) -> Composition:
-    return compose_scene(np.random.default_rng(seed), drift=drift)
+    return compose_scene(np.random.default_rng(seed), "evaluation", drift=drift)
 
 
 def centre(mask: np.ndarray) -> tuple[float, float]:
@@ -86,3 +97,33 @@ def test_only_the_drift_has_its_names() -> None:
     assert not new & words(drift=False)
     assert new <= words(drift=True)
     assert {*COLOURS, *SHAPES, *WORDS} <= words(drift=True)
+
+
+def test_no_two_splits_share_a_composition(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr("headwise.scenes.split_of", lambda key: drawn.append(key) or split_of(key))
+    for split in SPLIT_SHARES:
+        for seed in range(20):
+            compose_scene(np.random.default_rng(seed), split)
+            assert split_of(drawn[-1]) == split
+    first, second = Figure("star", "red", "small", "plain", 0, 1), Figure("ring", "blue", "large", "dotted", 2, 2)
+    assert Plan((first, second), None).split == Plan((second, first), None).split
+
+
+def test_what_is_said_of_a_thing_is_one_of_the_known_descriptions() -> None:
+    known = descriptions()
+    assert len(set(known)) == len(known)
+    for seed in SEEDS:
+        things = scene(seed).things
+        assert {thing.description or thing.phrase for thing in things} <= set(known)
+        figures = [thing.description for thing in things if thing.description]
+        assert all(int(said.split()[0]) == len(figures) for said in figures if said[0].isdigit())
+
+
+def test_no_white_figure_stands_beside_a_white_card() -> None:
+    scenes = [scene(seed) for seed in range(200)]
+    with_word = [found for found in scenes if any(thing.phrase.startswith("word ") for thing in found.things)]
+    said = " ".join(f"{q.question} {q.answer}" for found in with_word for q in found.questions)
+    assert len(with_word) > 50
+    assert "white" not in said
+    assert any("white" in q.question for found in scenes for q in found.questions)

@@ -100,7 +100,7 @@ def test_it_answers_from_the_image_and_only_from_the_image(embedded: VLM) -> Non
 
 @pytest.mark.slow
 def test_it_answers_in_batches_as_alone(embedded: VLM) -> None:
-    compositions = [compose_scene(np.random.default_rng([77, i])) for i in range(6)]
+    compositions = [compose_scene(np.random.default_rng([77, i]), "evaluation") for i in range(6)]
     images, questions = [c.image for c in compositions], [c.questions[1].question for c in compositions]
     together = generate(embedded, images, questions, max_new_tokens=8)
     alone = [generate(embedded, [image], [question], max_new_tokens=8)[0] for image, question in zip(images, questions, strict=True)]

@@ -54,7 +54,7 @@ def write_images(data: Path, size: Size, rng: np.random.Generator, question: str
     """Scenes with one question each; returns the key mask of each example, by its id."""
     examples, rows, masks = [], [], {}
     for n in range(size.examples):
-        scene = compose_scene(rng, drift=True)
+        scene = compose_scene(rng, "evaluation", drift=True)
         path = data / "images" / f"images/{n:04}.png"
         scene.image.save(path)
         asked = next(q for q in scene.questions[1:] if q.phrase is not None)
