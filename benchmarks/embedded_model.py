@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import polars as pl
 from PIL import Image
 
@@ -52,19 +51,20 @@ def measure(vlm: VLM, number: int) -> pl.DataFrame:
         with TemporaryDirectory() as temporary:
             folder = Path(temporary) / kind
             examples = closed_questions(kind, number, folder)
-            others = [examples[i] for i in np.random.default_rng(0).permutation(len(examples))]
+            ring = [(e.image, e.sha256) for e in {e.image: e for e in examples}.values()]
+            others = dict(zip((image for image, _ in ring), [*ring[1:], ring[0]], strict=True))
             answers = pl.DataFrame({"example_id": [e.id for e in examples], "task": [e.task for e in examples], "kind": kind})
             for name, shown in (
                 ("accuracy", examples),
                 ("blank", [replace(example, image=BLANK, sha256=None) for example in examples]),
-                ("shuffled", [replace(e, image=o.image, sha256=o.sha256) for e, o in zip(examples, others, strict=True)]),
+                ("another", [replace(e, image=others[e.image][0], sha256=others[e.image][1]) for e in examples]),
             ):
                 answers = answers.join(right(vlm, folder, shown, name), on="example_id")
             answer = pl.DataFrame({"example_id": [e.id for e in examples], "answer": [e.answers[0] for e in examples]})
             found.append(answers.join(answer, on="example_id").with_columns(commonest=_is_commonest()))
     asked = pl.concat(found)
     sides = asked.filter(pl.col("task").is_in(["left", "right"])).with_columns(task=pl.lit("left or right"))
-    accuracies = [pl.col(name).cast(pl.Float64).mean() for name in ("accuracy", "blank", "shuffled", "commonest")]
+    accuracies = [pl.col(name).cast(pl.Float64).mean() for name in ("accuracy", "blank", "another", "commonest")]
     grouped = (
         pl.concat([asked, asked.with_columns(task=pl.lit("all")), sides]).group_by("kind", "task").agg(pl.len().alias("n"), *accuracies)
     )

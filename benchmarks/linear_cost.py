@@ -1,7 +1,7 @@
 """Cost grows linearly: the attention and the score step on N and on 4 N examples of drawn scenes, alternating, in processes of their own.
 
-`python benchmarks/linear_cost.py [N]`; prints one JSON line last: per step the median ratio of the times (start-up and model loading taken
-off: they are measured as the step on one batch), and the peak memory of both sides.
+`python benchmarks/linear_cost.py [N]`; prints one JSON line last: per step the median ratio of the times, loading the model included, and
+the peak memory of both sides.
 """
 
 import json
@@ -48,13 +48,11 @@ def main(number: int) -> None:
         write_masks(root / "images", root / "masks", MaskQuality())
         rows = []
         for name in ("attention", "scores"):
-            few, many, idle = [], [], []
+            few, many = [], []
             for _ in range(ROUNDS):
-                idle.append(measured("attention", root, 24) if name == "attention" else {"seconds": 0.0})
                 few.append(measured(name, root, number))
                 many.append(measured(name, root, 4 * number))
-            start = statistics.median(run["seconds"] for run in idle)
-            ratios = [(b["seconds"] - start) / (a["seconds"] - start) for a, b in zip(few, many, strict=True)]
+            ratios = [b["seconds"] / a["seconds"] for a, b in zip(few, many, strict=True)]
             memory = {key: round(max(run["megabytes"] for run in runs)) for key, runs in (("few", few), ("many", many))}
             rows.append(
                 {"step": name, "examples": [number, 4 * number], "time_ratio": round(statistics.median(ratios), 3), "megabytes": memory}

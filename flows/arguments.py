@@ -35,8 +35,17 @@ def parse_overrides(pairs: Iterable[str], sections: Sequence[str]) -> dict[str, 
         section, dot, name = path.partition(".")
         if not (equals and dot and name) or section not in sections:
             raise ValueError(f"--set {pair}: write section.field=value, with a section of {', '.join(sections)}")
-        content.setdefault(section, {})[name] = yaml.safe_load(text)
+        try:
+            content.setdefault(section, {})[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {pair}: the value is no YAML ({str(error).splitlines()[0]})") from error
     return content
+
+
+def refuse(pairs: Iterable[str], names: Iterable[str], why: str) -> None:
+    """Raises ValueError if `--set` names a field that the command chooses itself."""
+    if found := sorted({pair.partition("=")[0] for pair in pairs} & set(names)):
+        raise ValueError(f"--set {found[0]}: {why}")
 
 
 def read_kinds(text: str) -> tuple[Composed, ...]:

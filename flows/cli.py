@@ -15,6 +15,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from headwise.observation import EMBEDDED
+
 if TYPE_CHECKING:
     from flows.nightly import Result
 
@@ -24,8 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Find the attention heads that look where the question points, and recalibrate a vision-language model through them.",
 )
-EMBEDDED = "headwise-smol"
 WIDTH = 120
+CHOSEN = ("images.kind", "images.variant", "selection.seed", "calibration.seed")
+"""What `headwise controls` sets in each of its cells."""
 BAD_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 DataOption = Annotated[str, typer.Option(help="`scenes` (drawn), `photos` (composed photographs), or a folder of your own.")]
@@ -84,8 +87,9 @@ def controls(
     - `headwise controls --data scenes --seeds 1`
     """
     with plain_errors():
-        from flows.arguments import read_arguments, read_kinds
+        from flows.arguments import read_arguments, read_kinds, refuse
 
+        refuse(settings or (), CHOSEN, "the controls choose it themselves; see --data and --seeds")
         kinds = read_kinds(data)
         parameters = read_arguments(kinds[0], model, arms, settings)
         ready = _servers()

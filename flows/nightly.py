@@ -99,11 +99,10 @@ def read_answers(folder: Path, arm: str) -> pl.DataFrame:
     return read_table(folder / EVALUATIONS / arm / ANSWERS_FILE, ANSWERS)
 
 
-def compare_arms(folder: Path, before: str, after: Sequence[str], settings: Statistics) -> dict[str, list[Comparison]]:
-    """Arms against another one, on the same examples. Raises ValueError where they were not evaluated under the same conditions."""
-    check_conditions([folder / EVALUATIONS / arm for arm in (before, *after)])
-    answers = read_answers(folder, before)
-    return {arm: compare(answers, read_answers(folder, arm), settings) for arm in after}
+def compare_arms(folder: Path, before: str, after: str, settings: Statistics) -> list[Comparison]:
+    """One arm against another, on the same examples. Raises ValueError where they were not evaluated under the same conditions."""
+    check_conditions([folder / EVALUATIONS / arm for arm in (before, after)])
+    return compare(read_answers(folder, before), read_answers(folder, after), settings)
 
 
 def conclude(pipeline: Pipeline, settings: Night, failed: Mapping[str, str]) -> Result:
@@ -112,9 +111,15 @@ def conclude(pipeline: Pipeline, settings: Night, failed: Mapping[str, str]) -> 
     An alias therefore never names what is not stored, and a run that was cut short anywhere is concluded by the next one.
     """
     folder, client, name = pipeline.workspace.folder, pipeline.record.client, registered_name(settings)
-    arms = [arm for arm in settings.arms if arm not in failed]
-    adapter = read_adapter(folder / ADAPTERS / arms[0])
-    comparisons = compare_arms(folder, BASE, arms, settings.statistics)
+    candidate, *controls = (arm for arm in settings.arms if arm not in failed)
+    adapter = read_adapter(folder / ADAPTERS / candidate)
+    comparisons = {candidate: compare_arms(folder, BASE, candidate, settings.statistics)}
+    failed = dict(failed)
+    for arm in controls:
+        try:
+            comparisons[arm] = compare_arms(folder, BASE, arm, settings.statistics)
+        except ValueError as error:  # such as an example that this arm alone could not answer
+            failed[arm] = str(error)
     rules = {"promotion": asdict(settings.promotion), "statistics": asdict(settings.statistics)}
     digest, lineage = judgement_digest(pipeline.workspace, pipeline.outcomes, rules), read_lineage(folder)
     version = find_version(client, name, adapter)
@@ -126,10 +131,10 @@ def conclude(pipeline: Pipeline, settings: Night, failed: Mapping[str, str]) -> 
         rival, against = _against_champion(pipeline, settings, adapter)
         comparisons |= against
         code = pipeline.workspace.uncommitted_code
-        found = verdict([against_base(comparisons[arms[0]], settings.promotion.margin), *rival, *against_uncommitted(code)])
-        judged = {"judgement": digest, "rules": rules, "verdict": found.sentence, "failed": dict(failed)}
+        found = verdict([against_base(comparisons[candidate], settings.promotion.margin), *rival, *against_uncommitted(code)])
+        judged = {"judgement": digest, "rules": rules, "verdict": found.sentence, "failed": failed}
         write_lineage(pipeline.workspace, pipeline.outcomes, _ids(pipeline), judged)
-        _publish_heat_map(folder, arms[0])
+        _publish_heat_map(folder, candidate)
         _write_report(pipeline)
         _record(pipeline, comparisons, found.sentence)
         sentence = promote(pipeline.record, name, adapter, located(settings.attention.model), found, digest)
@@ -156,8 +161,11 @@ def _against_champion(pipeline: Pipeline, settings: Night, candidate: Adapter) -
         reason = str(error)
     if reason:
         return [Verdict(False, f"version {champion.version}, the champion so far, could not be asked ({reason})")], {}
-    against = compare_arms(folder, CHAMPION, [arm], settings.statistics)[arm]
-    return [against_champion(against, str(champion.version))], compare_arms(folder, BASE, [CHAMPION], settings.statistics)
+    try:
+        against = compare_arms(folder, CHAMPION, arm, settings.statistics)
+        return [against_champion(against, str(champion.version))], {CHAMPION: compare_arms(folder, BASE, CHAMPION, settings.statistics)}
+    except ValueError as error:
+        return [Verdict(False, f"version {champion.version}, the champion so far, cannot be compared ({error})")], {}
 
 
 def _publish_heat_map(folder: Path, arm: str) -> None:

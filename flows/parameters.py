@@ -20,7 +20,7 @@ from headwise.data import DataSource
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.statistics import Statistics
 from headwise.masks.quality import MaskQuality
-from headwise.observation import Observation
+from headwise.observation import EMBEDDED, Observation
 from headwise.scores.head_impact import HeadImpact
 from headwise.selection import Arm, Criterion
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
-EMBEDDED, EMBEDDED_WEIGHTS = "headwise-smol", "headwise/weights"
+EMBEDDED_WEIGHTS = "headwise/weights"
 DRAWING_CODE = "headwise/scenes.py"
 
 
@@ -122,14 +122,19 @@ def slug(text: str) -> str:
 
 
 def data_name(images: DataSource) -> str:
-    """What a data set is called: its kind, or the name of the user's folder."""
-    return slug(Path(source(images)).name) if images.kind == "folder" else images.kind
+    """What a data set is called: its kind, or the user's folder."""
+    return _folder_name(Path(source(images))) if images.kind == "folder" else images.kind
 
 
 def model_name(model: str) -> str:
-    """What a model is called: the embedded one, the name of the user's folder, or the id on the Hugging Face Hub, a dash for its slash."""
+    """What a model is called: the embedded one, the user's folder, or the id on the Hugging Face Hub, a dash for its slash."""
     folder = _model_folder(model)
-    return slug(folder.name if folder else model)
+    return _folder_name(folder) if folder else slug(model)
+
+
+def _folder_name(folder: Path) -> str:
+    """Its last part, and a digest of the whole path: many a model lies in a `checkpoint-500`."""
+    return f"{slug(folder.name)[: LONGEST_NAME - 7]}-{sha256(str(folder).encode()).hexdigest()[:6]}"
 
 
 def located(model: str) -> str:

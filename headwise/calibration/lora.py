@@ -105,6 +105,8 @@ def fit_lora(
         parameters = _trainable(adapted.model, num_parameters)
         data = _usable(adapted, folder, examples, settings, seen)
         losses = _train(adapted, parameters, data, settings, progress)
+        bad = {example_id: reason for example_id, reason in seen.items() if reason is not None}
+        num_examples = len(seen) - len(bad)
         probe = _encode(adapted, islice(data, PROBE_EXAMPLES))
         with torch.no_grad():
             logits = answer_logits(adapted, probe)
@@ -113,9 +115,8 @@ def fit_lora(
         }
     if weights_digest(vlm.base) != before:
         raise ValueError("training changed the weights of the base model: is another adapter or hook on it?")
-    bad = {example_id: reason for example_id, reason in seen.items() if reason is not None}
-    check_bad_share(bad, len(seen), settings.max_bad_share)
-    return LoraFit(config, weights, losses, bad, len(seen) - len(bad), num_parameters, before, probe, logits)
+    check_bad_share(bad, len(examples), settings.max_bad_share)
+    return LoraFit(config, weights, losses, bad, num_examples, num_parameters, before, probe, logits)
 
 
 @contextmanager

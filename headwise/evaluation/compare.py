@@ -69,7 +69,7 @@ def compare(before: pl.DataFrame, after: pl.DataFrame, settings: Statistics) -> 
 
     A task asked about a single image has no interval and is left out. Raises ValueError unless both tables answer the same examples.
     """
-    pairs = _pair(before, after)
+    pairs = paired(before, after)
     headlines, tasks = [], []
     for (split,), rows in sorted(pairs.group_by("split"), key=lambda group: str(group[0][0])):
         captions, closed = rows.filter(pl.col("task") == CAPTION), rows.filter(pl.col("task") != CAPTION)
@@ -83,8 +83,11 @@ def compare(before: pl.DataFrame, after: pl.DataFrame, settings: Statistics) -> 
     return [*_with_holm(headlines), *_with_holm(tasks)]
 
 
-def _pair(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
-    """Both tables side by side, sorted by example, the second one's columns with the suffix `_after`."""
+def paired(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
+    """Both tables side by side, sorted by example, the second one's columns with the suffix `_after`.
+
+    Raises ValueError unless both answer the same examples.
+    """
     one_sided = set(before["example_id"]) ^ set(after["example_id"])
     if one_sided:
         raise ValueError(

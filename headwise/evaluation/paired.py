@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from scipy import stats
 
-LEVEL = 0.95
+from headwise.intervals import LEVEL, bootstrap_tail
+
 POWER = 0.8
 DRAWS_AT_ONCE = 512
 """Bounds the memory: this many draws of all clusters are held together."""
@@ -51,11 +52,7 @@ def cluster_sums(
 
 
 def bootstrap_interval(sums: PairedSums, draws: int, seed: int) -> tuple[float, float]:
-    """95 % interval of the ratio: clusters drawn with replacement, expanded percentiles.
-
-    The percentiles are those of Hesterberg (2015, "What Teachers Should Know About the Bootstrap", eq. 12): a plain percentile interval
-    is too short for few clusters by `sqrt((C-1)/C) z/t`.
-    """
+    """95 % interval of the ratio: clusters drawn with replacement, expanded percentiles (`bootstrap_tail`)."""
     generator = np.random.default_rng(seed)
     num_clusters = len(sums.difference)
     ratios = np.empty(draws)
@@ -63,8 +60,7 @@ def bootstrap_interval(sums: PairedSums, draws: int, seed: int) -> tuple[float, 
         size = min(DRAWS_AT_ONCE, draws - start)
         drawn_SC = generator.integers(0, num_clusters, (size, num_clusters))
         ratios[start : start + size] = sums.difference[drawn_SC].sum(1) / sums.weight[drawn_SC].sum(1)
-    t = stats.t.ppf((1 - LEVEL) / 2, num_clusters - 1)
-    tail = stats.norm.cdf(t * np.sqrt(num_clusters / (num_clusters - 1)))
+    tail = bootstrap_tail(num_clusters)
     low, high = np.quantile(ratios, [tail, 1 - tail])
     return float(low), float(high)
 

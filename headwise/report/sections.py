@@ -36,7 +36,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Scores:
-    """The head scores, the statistic that chose layers, and the layers chosen as the best and as the worst (empty: none yet)."""
+    """The head scores, the statistic that chose layers, the layers chosen (by the first arm there is), and those chosen as the worst;
+    empty: none."""
 
     heads: pl.DataFrame
     statistic: str
@@ -81,16 +82,14 @@ def read_scores(data: Path) -> Scores | None:
     path = data / "scores" / HEADS_FILE
     if not path.is_file():
         return None
-    statistic, layers = IMPACTS[0], {}
-    for arm in ("bottom", "top"):
-        file = data / "selections" / arm / SELECTION_FILE
-        if file.is_file():
-            selection = read_selection(file)
-            statistic, layers[arm] = selection.criterion.statistic, selection.layers
+    selections = {file.parent.name: read_selection(file) for file in (data / "selections").glob(f"*/{SELECTION_FILE}")}
+    arms = sort_arms(list(selections))
+    statistic = selections[arms[0]].criterion.statistic if arms else IMPACTS[0]
     heads = read_table(path, HEADS).filter(pl.col("statistic") == statistic)
     if heads["value"].null_count() == len(heads):
         return None
-    return Scores(heads, statistic, layers.get("top", ()), layers.get("bottom", ()))
+    chosen, worst = selections[arms[0]].layers if arms else (), selections["bottom"].layers if "bottom" in selections else ()
+    return Scores(heads, statistic, chosen, worst)
 
 
 def summary(data: Path, scores: Scores | None) -> str:

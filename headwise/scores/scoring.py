@@ -41,7 +41,7 @@ def score_heads(parts: Sequence[Path], masks: pl.DataFrame, settings: HeadImpact
     found = survey(parts, heads)
     targets = token_masks(masks, found.grids, settings)
     _check(targets, len(found.grids), settings)
-    sums = _Sums(heads, settings)
+    sums = _Sums(heads, settings, targets.num_images)
     with new_file(examples) as temporary, _example_writer(temporary) as writer:
         for block in head_impacts(parts, heads, found, targets.examples, settings):
             sums.add(block)
@@ -80,8 +80,8 @@ def _counted(reasons: Mapping[str, str]) -> str:
 class _Sums:
     """What the score table and the tests need of the examples, gathered block by block."""
 
-    def __init__(self, heads: Heads, settings: HeadImpact) -> None:
-        self.heads, self.settings = heads, settings
+    def __init__(self, heads: Heads, settings: HeadImpact, images: int) -> None:
+        self.heads, self.settings, self.images = heads, settings, images
         self.means = {statistic: DrawnMeans(settings.bootstrap, heads.rows) for statistic in IMPACTS}
         self.ranks = HeadRanks(heads.num_layers, heads.num_heads)
         self.by_threshold = np.zeros((len(THRESHOLDS), heads.num_layers))
@@ -97,7 +97,7 @@ class _Sums:
     def rows(self) -> Iterator[pl.DataFrame]:
         """The rows of heads.parquet with an interval."""
         for statistic, means in self.means.items():
-            yield _rows(self.heads, statistic, means.sample, means.n, *means.interval)
+            yield _rows(self.heads, statistic, means.sample, means.n, *means.interval(self.images))
 
     def tests(self) -> dict[str, object]:
         """The tests of tests.json, over layers and within them."""
@@ -108,7 +108,7 @@ class _Sums:
         return {
             "across_layers": layers_differ(by_layer),
             "within_layers": self.ranks.tests(),
-            "layer_ranking_over_images": stability_over_images(layers, drawn),
+            "layer_ranking_over_images": stability_over_images(layers, drawn, self.images),
             "layer_ranking_over_thresholds": stability_over_thresholds(layers, dict(zip(THRESHOLDS, self.by_threshold, strict=True))),
         }
 

@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 from scipy.stats import chi2, kruskal, rankdata
 
-INTERVAL = (2.5, 97.5)
-"""Percentiles of the bootstrap that bound a 95 % interval."""
+from headwise.intervals import bootstrap_tail
 
 STEPS = 10_000
 """IoUs are ranked over all examples in steps of 1 / STEPS. That is exact up to 100 visual tokens, where two different IoUs are at least
@@ -58,11 +57,10 @@ class DrawnMeans:
         has = self.weights[1:] > 0
         return self.sums[1:][has] / self.weights[1:][has, None]
 
-    @property
-    def interval(self) -> Float[np.ndarray, "2 unit"]:
-        """The 95 % percentile interval of each unit; NaN if no draw has an example with values."""
-        drawn = self.drawn
-        return np.percentile(drawn, INTERVAL, axis=0) if len(drawn) else np.full((2, self.sums.shape[1]), np.nan)
+    def interval(self, images: int) -> Float[np.ndarray, "2 unit"]:
+        """The 95 % interval of each unit, of a sample of that many images; NaN if no draw has an example with values."""
+        drawn, tail = self.drawn, bootstrap_tail(images)
+        return np.quantile(drawn, [tail, 1 - tail], axis=0) if len(drawn) else np.full((2, self.sums.shape[1]), np.nan)
 
 
 class HeadRanks:
@@ -147,12 +145,15 @@ def rank_agreement(first: Float[np.ndarray, "layer"], second: Float[np.ndarray, 
     return float((a * b).sum()) / untied**0.5 if untied > 0 else None
 
 
-def stability_over_images(layer_scores: Float[np.ndarray, "layer"], drawn: Float[np.ndarray, "draw layer"]) -> dict[str, float | None]:
-    """Kendall's tau between the ranking of the layers in the sample and in each bootstrap draw of images: mean and 95 % interval."""
+def stability_over_images(
+    layer_scores: Float[np.ndarray, "layer"], drawn: Float[np.ndarray, "draw layer"], images: int
+) -> dict[str, float | None]:
+    """Kendall's tau between the ranking of the layers in the sample and in each bootstrap draw of its images: mean and 95 % interval."""
     taus = [tau for scores in drawn if (tau := rank_agreement(layer_scores, scores)) is not None]
     if not taus:
         return {"tau": None, "low": None, "high": None}
-    low, high = np.percentile(taus, INTERVAL)
+    tail = bootstrap_tail(images)
+    low, high = np.quantile(taus, [tail, 1 - tail])
     return {"tau": float(np.mean(taus)), "low": float(low), "high": float(high)}
 
 

@@ -24,10 +24,8 @@ from transformers import (
 from transformers.utils.logging import set_tqdm_hook, tqdm
 
 from headwise.files import sha256_tree
+from headwise.observation import EMBEDDED
 from headwise.vlm.families import FAMILIES, VLM, Family
-
-EMBEDDED = "headwise-smol"
-"""The model that comes with the package."""
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -77,7 +75,7 @@ def with_adapter(model: nn.Module, adapter: Path) -> PeftModel:
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
             adapted = PeftModel.from_pretrained(model, str(adapter))
-        except (UserWarning, SafetensorError) as error:
+        except (UserWarning, SafetensorError, RuntimeError) as error:  # the last one: other shapes
             raise ValueError(f"{adapter}: the adapter does not fit the model ({str(error).splitlines()[0][:200]})") from error
     placed = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     if left := sorted(set(load_peft_weights(str(adapter), device="cpu")) - set(placed)):

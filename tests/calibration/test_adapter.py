@@ -15,11 +15,11 @@ from headwise.calibration.adapter import (
     CONFIG,
     WEIGHTS,
     adapter_digest,
+    attached,
     load_calibrated,
     parameter_count,
     prove_adapter,
     weights_digest,
-    with_adapter,
     write_adapter,
 )
 from headwise.calibration.lora import fit_lora
@@ -106,7 +106,7 @@ def test_our_loader_reads_it_too(fit, adapter, tmp_path_factory):
 
 def test_an_adapter_is_taken_off_even_after_an_error(adapter):
     vlm = tiny.new_tiny_vlm()
-    with pytest.raises(RuntimeError, match="on purpose"), with_adapter(vlm, adapter) as adapted:
+    with pytest.raises(RuntimeError, match="on purpose"), attached(vlm, adapter) as adapted:
         assert isinstance(adapted.model, PeftModel)
         raise RuntimeError("on purpose")
     assert not any("lora" in name for name, _ in vlm.base.named_modules())

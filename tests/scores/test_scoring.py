@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 
 from headwise.attention.schema import SCALARS
 from headwise.files import read_table, sha256_file, write_table
@@ -96,13 +97,14 @@ def test_values_counts_and_intervals_are_those_of_the_examples(tmp_path: Path, m
     examples = examples_of(tmp_path)
     assert examples.select("example_id", "layer", "head").equals(examples.select("example_id", "layer", "head").sort(pl.all()))
     assert examples["image"].to_list() == [f"{example_id}.png" for example_id in examples["example_id"]]
+    tail = stats.norm.cdf(-stats.t.ppf(0.975, 24) * np.sqrt(25 / 24))  # Hesterberg (2015), eq. 12
     draws = image_draws([f"{example_id}.png" for example_id in sorted(masks)], SETTINGS.bootstrap, SETTINGS.seed)[:, 1:].T
     for layer, head in np.ndindex(SHAPE):
         rows = examples.filter((pl.col("layer") == layer) & (pl.col("head") == head))
         impact = rows["head_impact"].to_numpy().astype(np.float64)
         resampled = [np.repeat(impact, row.astype(int)).mean() for row in draws]
         found = scores.heads.filter((pl.col("layer") == layer) & (pl.col("head") == head) & (pl.col("statistic") == "head_impact"))
-        assert found.select("value", "low", "high").row(0) == pytest.approx((impact.mean(), *np.percentile(resampled, [2.5, 97.5])))
+        assert found.select("value", "low", "high").row(0) == pytest.approx((impact.mean(), *np.quantile(resampled, [tail, 1 - tail])))
         adjusted = (rows["head_impact"] - rows["chance"]).to_numpy().astype(np.float64)
         row = scores.heads.filter((pl.col("layer") == layer) & (pl.col("head") == head) & (pl.col("statistic") == "head_impact_adjusted"))
         assert row["value"][0] == pytest.approx(adjusted.mean(), abs=1e-7)
