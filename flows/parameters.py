@@ -15,8 +15,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 
 from headwise.calibration.settings import Lora
-from headwise.cutouts import installed_photographs
-from headwise.data import DataSource
+from headwise.data import DataSource, photographs
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.statistics import Statistics
 from headwise.masks.quality import MaskQuality
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 EMBEDDED_WEIGHTS = "headwise/weights"
 DRAWING_CODE = "headwise/scenes.py"
+FOLDERS = ("path", "cutouts", "backgrounds")
+"""The fields of `images` that name folders of the user."""
 
 
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -85,8 +86,9 @@ class Parameters:
         """
         plain = TypeAdapter(Parameters).dump_python(self, mode="json")
         watched = {"source": source(self.images), "weights": weights(self.attention.model), "evaluated": list(self.arms)}
-        watched["photographs"] = installed_photographs().digest() if self.images.kind == "photos" else ""
-        images = {**plain["images"], "path": watched["source"] if self.images.kind == "folder" else self.images.path}
+        watched["photographs"] = photographs(self.images).digest() if self.images.kind == "photos" else ""
+        named = {field: _from_root(given) for field in FOLDERS if (given := getattr(self.images, field))}
+        images = {**plain["images"], **named}
         return {**plain, "images": images, "attention": {**plain["attention"], "model": located(self.attention.model)}, **watched}
 
 
@@ -122,8 +124,11 @@ def slug(text: str) -> str:
 
 
 def data_name(images: DataSource) -> str:
-    """What a data set is called: its kind, or the user's folder."""
-    return _folder_name(Path(source(images))) if images.kind == "folder" else images.kind
+    """What a data set is called: its kind, or the user's folder; photographs from other folders than the installed ones by those."""
+    if images.kind == "folder":
+        return _folder_name(Path(source(images)))
+    own = [_from_root(folder) for folder in (images.cutouts, images.backgrounds) if folder]
+    return f"{images.kind}-{_digest(*own)}" if own else images.kind
 
 
 def model_name(model: str) -> str:
@@ -134,7 +139,15 @@ def model_name(model: str) -> str:
 
 def _folder_name(folder: Path) -> str:
     """Its last part, and a digest of the whole path: many a model lies in a `checkpoint-500`."""
-    return f"{slug(folder.name)[: LONGEST_NAME - 7]}-{sha256(str(folder).encode()).hexdigest()[:6]}"
+    return f"{slug(folder.name)[: LONGEST_NAME - 7]}-{_digest(str(folder))}"
+
+
+def _from_root(folder: str) -> str:
+    return str(Path(folder).expanduser().resolve())
+
+
+def _digest(*texts: str) -> str:
+    return sha256("\n".join(texts).encode()).hexdigest()[:6]
 
 
 def located(model: str) -> str:
@@ -157,7 +170,7 @@ def source(images: DataSource) -> str:
     folder = Path(images.path).expanduser()
     if not images.path or not folder.is_dir():
         raise ValueError(f"images.path = {images.path!r}: no such folder; `headwise data --help` shows what it must hold")
-    return str(folder.resolve())
+    return _from_root(images.path)
 
 
 def weights(model: str) -> str:

@@ -77,12 +77,12 @@ def background_split(name: str) -> str:
 
 
 def read_photographs(cutouts: Path, backgrounds: Path) -> Photographs:
-    """Find named cut-outs and background photographs (JPEG) below two folders.
+    """Find named cut-outs (PNG) and background photographs (JPEG) below two folders.
 
     Raises ValueError with the two counts if there are too few to compose from, or naming a split that gets no photograph.
     """
-    named = [Cutout(path, name) for path in sorted(cutouts.rglob("*.png")) if not _left_out(path) and (name := _name(path))]
-    photographs = [path for path in sorted(backgrounds.rglob("*.jpg")) if not _left_out(path)]
+    named = [Cutout(path, name) for path in _pictures(cutouts, ".png") if (name := _name(path))]
+    photographs = _pictures(backgrounds, ".jpg", ".jpeg")
     if len(named) < 8 or len(photographs) < 2 * len(BACKGROUND_SHARES):
         raise ValueError(
             f"{len(named)} named cut-outs below {cutouts} and {len(photographs)} photographs below {backgrounds}: too few to compose from; "
@@ -102,8 +102,10 @@ def installed_photographs() -> Photographs:
     return read_photographs(STAMPS, BACKGROUNDS)
 
 
-def _left_out(path: Path) -> bool:
-    return NOT_PHOTOGRAPHS.search(str(path)) is not None
+def _pictures(folder: Path, *suffixes: str) -> list[Path]:
+    """The files of these types below the folder, sorted, but for those whose path below it says that they show no things."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    return sorted(path for path in found if not NOT_PHOTOGRAPHS.search(path.relative_to(folder).as_posix()))
 
 
 def _name(path: Path) -> str | None:

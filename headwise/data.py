@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from headwise.calibration.settings import Lora, training_examples
 from headwise.compositions import Composition, split_of
-from headwise.cutouts import compose_photograph, installed_photographs
+from headwise.cutouts import Photographs, compose_photograph, installed_photographs, read_photographs
 from headwise.examples import CAPTION, INDEX, OBJECTS, OBJECTS_FILE, BadExample, Example, decode_image, read_image, write_examples
 from headwise.files import read_table, write_table
 from headwise.masks import rle
@@ -44,6 +44,10 @@ class DataSource:
     path: Annotated[
         str, Field(description="for kind `folder`: a folder of images with index.jsonl or index.parquet, and objects.parquet (masks)")
     ] = ""
+    cutouts: Annotated[
+        str, Field(description="for kind `photos`: a folder of RGBA cut-outs (PNG) named in a text file beside each or by its file name")
+    ] = ""
+    backgrounds: Annotated[str, Field(description="for kind `photos`: a folder of photographs; empty: both from Debian's packages")] = ""
     variant: Annotated[
         Literal["plain", "drift"],
         Field(description="what calibration and evaluation show: like pretraining, or other light, noise, grounds and names"),
@@ -53,6 +57,15 @@ class DataSource:
     forgetting: Annotated[int, Field(ge=MIN_IMAGES, description="plain images of the forgetting probe, closed questions alone")] = 40
     seed: Annotated[int, Field(ge=0, description="seed of the images; the same seed gives the same bytes")] = 0
     max_bad_share: Annotated[float, Field(ge=0, le=1, description="share of rows that may be unusable before the step fails")] = 0.05
+
+
+def photographs(source: DataSource) -> Photographs:
+    """The cut-outs and backgrounds that the source names, or those installed. Raises ValueError if they are too few, or one is missing."""
+    if bool(source.cutouts) is not bool(source.backgrounds):
+        raise ValueError("images.cutouts and images.backgrounds belong together: give both folders, or neither for Debian's packages")
+    if not source.cutouts:
+        return installed_photographs()
+    return read_photographs(Path(source.cutouts).expanduser(), Path(source.backgrounds).expanduser())
 
 
 def write_data(source: DataSource, folder: Path, progress: Progress) -> dict[str, str]:
@@ -79,7 +92,7 @@ def source_inputs(source: DataSource) -> dict[str, Path | str]:
     """What the data set is made from apart from the code, for the manifest: the user's folder, or the digest of the photographs."""
     if source.kind == "folder":
         return {"source": Path(source.path).expanduser()}
-    return {"photographs": installed_photographs().digest()} if source.kind == "photos" else {}
+    return {"photographs": photographs(source).digest()} if source.kind == "photos" else {}
 
 
 def check_data(examples: Sequence[Example], training: Lora) -> None:
@@ -110,16 +123,16 @@ def check_data(examples: Sequence[Example], training: Lora) -> None:
 
 def _composed(source: DataSource) -> Iterator[tuple[str, str, Composition]]:
     """Name, split and composition of every image; the forgetting probe is always plain, like pretraining."""
-    photographs = installed_photographs() if source.kind == "photos" else None
+    pictures = photographs(source) if source.kind == "photos" else None
     numbers = {"calibration": source.calibration, "evaluation": source.evaluation, "forgetting": source.forgetting}
     for split_number, (split, number) in enumerate(numbers.items(), start=1):
         drift = source.variant == "drift" and split != "forgetting"
         for i in range(number):
             rng = np.random.default_rng([2_000_000_000 + source.seed, split_number, i])
-            if photographs is None:
+            if pictures is None:
                 composition = compose_scene(rng, split, drift=drift)
             else:
-                composition = compose_photograph(photographs, split, rng, drift=drift)
+                composition = compose_photograph(pictures, split, rng, drift=drift)
             yield f"{split}-{i:05d}", split, composition
 
 

@@ -9,13 +9,17 @@ from PIL import Image
 
 from headwise.compositions import SIZE
 from headwise.cutouts import BACKGROUND_SHARES, Photographs, background_split, compose_photograph, read_photographs
+from headwise.data import DataSource, write_data
+from headwise.data import photographs as photographs_of
+from headwise.examples import read_examples
 
 NAMES = [f"{colour} {thing}" for colour in ("red", "blue", "green", "pink") for thing in ("apple", "boat", "cat", "drum", "egg", "fork")]
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
-    root = tmp_path_factory.mktemp("photographs")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders, below one whose name says nothing about what they show."""
+    root = tmp_path_factory.mktemp("people")
     rng = np.random.default_rng(0)
     for number, name in enumerate(NAMES):
         pixels = np.zeros((60, 40 + number, 4), dtype=np.uint8)
@@ -28,6 +32,11 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
         path = root / "backgrounds" / f"{number}.jpg"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def photographs(root: Path) -> Photographs:
     return read_photographs(root / "cutouts", root / "backgrounds")
 
 
@@ -159,6 +168,18 @@ def test_pretraining_never_shows_a_drift_name(photographs: Photographs) -> None:
         for thing in compose_photograph(photographs, "calibration", np.random.default_rng(seed), drift=True).things
     }
     assert drift <= drifted
+
+
+def test_any_two_folders_are_a_source_of_data(root: Path, tmp_path: Path) -> None:
+    folders = {"cutouts": str(root / "cutouts"), "backgrounds": str(root / "backgrounds")}
+    source = DataSource(kind="photos", calibration=2, evaluation=2, forgetting=2, **folders)
+    (tmp_path / "data").mkdir()
+    assert write_data(source, tmp_path / "data", lambda done, total: None) == {}
+    asked = [example for example in read_examples(tmp_path / "data") if example.task in ("left", "right", "name")]
+    assert asked
+    assert {answer for example in asked for answer in example.answers} <= set(NAMES)
+    with pytest.raises(ValueError, match="belong together"):
+        photographs_of(DataSource(kind="photos", cutouts=folders["cutouts"]))
 
 
 def test_too_few_files_name_the_packages(tmp_path: Path) -> None:

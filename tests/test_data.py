@@ -145,6 +145,24 @@ def in_split(split: str, *images: str, task: str = "caption") -> list[Example]:
     return [Example(f"{split}-{task}-{image}", image, None, "What?", ("x",), None, task, split) for image in images]
 
 
+def test_an_image_in_two_splits_is_refused(tmp_path: Path) -> None:
+    """Training and judging on one picture, under one name or as a copy under another."""
+    source = own_folder(tmp_path, [row(0, split="calibration"), row(1, split="evaluation"), row(2, split="calibration")])
+    for copy in ("0.png", "3.png"):
+        (tmp_path / "own" / "3.png").write_bytes((tmp_path / "own" / "0.png").read_bytes())
+        lines = [row(0, split="calibration"), row(1, split="evaluation"), row(2, image=copy, split="evaluation")]
+        (tmp_path / "own" / "index.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        write(source, tmp_path / copy)
+        with pytest.raises(ValueError, match=r"1 images are in more than one split.*\(calibration, evaluation\)"):
+            check_data(read_examples(tmp_path / copy), Lora())
+
+
+def test_numbers_are_answers_and_ids(tmp_path: Path) -> None:
+    source = own_folder(tmp_path, [row(0, id=0, answer=3), row(1, id=1, answers=[2.5, " a "]), row(2, id=2, answers="red")])
+    assert write(source, tmp_path / "out") == {}
+    assert {e.id: e.answers for e in read_examples(tmp_path / "out")} == {"0": ("3",), "1": ("2.5", "a"), "2": ("red",)}
+
+
 WHOLE = [*in_split("calibration", "a", "b"), *in_split("evaluation", "c", "d")]
 
 

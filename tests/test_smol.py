@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,14 +73,19 @@ def test_it_loads_through_plain_transformers_and_has_the_pinned_weights(embedded
 
 
 @pytest.mark.slow
-def test_merging_is_what_peft_computes(tmp_path: Path) -> None:
+def test_merging_is_what_peft_computes() -> None:
+    """Through the adapted vision tower, the trained projector and the language model's layers."""
     from peft import PeftModel
 
-    inputs = {"input_ids": torch.arange(20, 60)[None], "attention_mask": torch.ones(1, 40, dtype=torch.long)}
+    image = compose_scene(np.random.default_rng(0), "evaluation").image
+    inputs = smol.smol_processor()(text="<image>What is it?", images=image, return_tensors="pt")
     unmerged = PeftModel.from_pretrained(smol.untrained(), str(smol.WEIGHTS)).eval()
     with torch.no_grad():
+        with unmerged.disable_adapter():
+            plain = unmerged(**inputs).logits
         expected = unmerged(**inputs).logits
         merged = unmerged.merge_and_unload()(**inputs).logits
+    assert (expected - plain).abs().max() > 1
     assert (merged - expected).abs().max() < 1e-4 * expected.abs().max()
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flows.controls import CONTROLS, as_markdown, mean_answers, table_rows
+from flows.controls import CONTROLS, answers, as_markdown, mean_answers, table_rows
 from headwise.evaluation.statistics import Statistics
 from headwise.evaluation.table import ANSWERS
 
@@ -64,6 +64,17 @@ def test_the_first_arm_is_compared_with_every_other_one() -> None:
         f"Does it matter on scenes which layers are calibrated? By the captions, yes: top is better than bottom (ratio {mean['effect']:.4f}"
         in text
     )
+
+
+def test_one_of_many_arms_that_differs_by_chance_does_not_decide() -> None:
+    """Two comparisons at p = 0.03 and 0.9: each interval alone would decide, adjusted for two nothing is shown."""
+    decisive = {"data": "scenes", "arm": "top", "split": "evaluation", "metric": "perplexity", "effect": 0.99, "low": 0.98, "high": 0.999}
+    rows = [
+        {**decisive, "against": "bottom", "p_value": 0.03, "verdict": "gain"},
+        {**decisive, "against": "random", "p_value": 0.9, "verdict": "no gain"},
+    ]
+    assert "not shown: top is better than bottom" in answers(rows)[0]
+    assert "yes: top is better than bottom" in answers([{**rows[0], "p_value": 0.02}, rows[1]])[0]
 
 
 def test_layers_that_make_no_difference_are_not_said_to_matter() -> None:

@@ -1,5 +1,6 @@
 """One parameter, end to end: the flow's type, the command line, params.yaml, the step."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,9 +70,15 @@ def test_a_folder_of_any_name_gives_a_run_name_and_a_registered_name(tmp_path: P
     pictures = tmp_path / "My Pictures"
     pictures.mkdir()
     night = read_arguments(str(pictures), EMBEDDED, "top", None)
-    assert night.name == "My-Pictures" and registered_name(night) == "headwise-smol.My-Pictures"
+    assert re.fullmatch("My-Pictures-[0-9a-f]{6}", night.name) and registered_name(night) == f"headwise-smol.{night.name}"
     assert registered_name(DEFAULTS) == "headwise-smol.scenes"
     assert model_name("org/vlm-7b") == "org-vlm-7b"
+    names = []
+    for folder in ("run1", "run2"):
+        (tmp_path / folder / "checkpoint-500").mkdir(parents=True)
+        (tmp_path / folder / "checkpoint-500" / "config.json").write_text("{}")
+        names.append(model_name(str(tmp_path / folder / "checkpoint-500")))
+    assert all(re.fullmatch(r"checkpoint-500-[0-9a-f]{6}", name) for name in names) and len(set(names)) == 2
     assert slug("café: 2") == "caf-2" and len(slug("фото")) == 12 and len(slug("x" * 99)) == 80
 
 
@@ -81,12 +88,14 @@ def test_folders_are_named_from_the_root_wherever_they_were_typed(tmp_path: Path
     (tmp_path / "model/config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
+    names = set[str]()
     for images, model in (("pictures", "model"), ("~/pictures", "~/model"), ("./pictures", str(tmp_path / "model"))):
         parameters = replace(DEFAULTS, images=DataSource(kind="folder", path=images), attention=Observation(model=model))
         params = parameters.as_params()
         assert params["images"]["path"] == params["source"] == str(tmp_path / "pictures")
         assert params["attention"]["model"] == params["weights"] == str(tmp_path / "model")
-        assert registered_name(parameters) == "model.pictures"
+        names.add(registered_name(parameters))
+    assert len(names) == 1 and re.fullmatch(r"model-[0-9a-f]{6}\.pictures-[0-9a-f]{6}", *names)
 
 
 @pytest.mark.parametrize(
