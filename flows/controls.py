@@ -111,7 +111,7 @@ def _answers_or_reason(pipeline: Pipeline, arm: str, base: pl.DataFrame) -> pl.D
 
 def table_rows(kind: str, arms: Sequence[str], cells: Mapping[int, Cell], settings: Statistics) -> list[Row]:
     """The rows of one data set: every arm against the model as it was, then the first arm against every other one."""
-    failed = [
+    failed: list[Row] = [
         {"data": kind, "arm": arm, "against": BASE, "seed": seed, "seeds": 0, "reason": cell[arm]}
         for arm in arms
         for seed, cell in cells.items()

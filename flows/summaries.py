@@ -70,7 +70,8 @@ def _evaluation(folder: Path) -> Rows:
     for split, content in sorted(metrics.items()):
         assert isinstance(content, Mapping)
         rows.append({"split": split, "task": "all", **{key: value for key, value in content.items() if key != "tasks"}})
-        rows += [{"split": split, "task": task, **values} for task, values in sorted(content.get("tasks", {}).items())]
+        tasks: Mapping[str, Mapping[str, object]] = content.get("tasks", {})
+        rows += [{"split": split, "task": task, **values} for task, values in sorted(tasks.items())]
     return rows
 
 

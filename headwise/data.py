@@ -148,7 +148,7 @@ def _write_composition(folder: Path, name: str, split: str, composition: Composi
         Example(f"{name}-{k}", image, digest, question.question, (question.answer,), question.phrase, question.task, split)
         for k, question in enumerate(asked)
     ]
-    objects = [
+    objects: list[dict[str, object]] = [
         {"image": image, "object": k, "phrase": t.phrase, "height": t.mask.shape[0], "width": t.mask.shape[1], "rle": rle.encode(t.mask)}
         for k, t in enumerate(composition.things)
     ]

@@ -89,7 +89,7 @@ def read_examples(folder: Path, split: str | None = None) -> list[Example]:
         frame = frame.filter(pl.col("split") == split)
         if frame.is_empty():
             raise ValueError(f"{folder}: no example in split {split!r}; the splits here are {found}")
-    return [Example(**{**row, "answers": tuple(row["answers"])}) for row in frame.iter_rows(named=True)]
+    return [Example(answers=tuple(row.pop("answers")), **row) for row in frame.iter_rows(named=True)]
 
 
 def image_path(folder: Path, image: str) -> Path:

@@ -112,7 +112,7 @@ def _eager(attention: Attention) -> Float[Tensor, "batch head query key"]:
 
 
 def _model_eager(vlm: VLM, batch: Batch, seen: list[Tensor]) -> float:
-    before = vlm.text_config._attn_implementation
+    before = vlm.text_config._attn_implementation  # pyright: ignore[reportPrivateUsage] - there is no public one
     assert before is not None
     set_implementation(vlm, "eager")
     try:

@@ -115,7 +115,7 @@ def visiting(vlm: VLM, visitor: Visitor) -> Iterator[None]:
     cap = getattr(vlm.text_config, "attn_logit_softcapping", None)
     if cap is not None:
         raise ValueError(f"{vlm.text_config.model_type} caps its attention scores at {cap:g} (attn_logit_softcapping); SDPA cannot do that")
-    before = vlm.text_config._attn_implementation
+    before = vlm.text_config._attn_implementation  # pyright: ignore[reportPrivateUsage] - there is no public one
     assert before is not None
     set_implementation(vlm, NAME)
     token = _visitor.set(visitor)

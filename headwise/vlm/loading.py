@@ -127,8 +127,10 @@ def _family(model_type: str, source: str) -> Family:
 def _torch_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     if dtype != "auto":
         return getattr(torch, dtype)
-    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() if device.type == "cpu" else True
-    return torch.bfloat16 if fast else torch.float32
+    if device.type != "cpu":
+        return torch.bfloat16
+    amx, avx512 = torch.cpu._is_amx_tile_supported, torch.cpu._is_avx512_bf16_supported  # pyright: ignore[reportPrivateUsage]
+    return torch.bfloat16 if amx() or avx512() else torch.float32
 
 
 def _check_resize(processor: ProcessorMixin, source: str) -> None:
