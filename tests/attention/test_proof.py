@@ -9,7 +9,8 @@ from headwise.attention import proof, seam
 from headwise.attention.observe import forward
 from headwise.attention.proof import BOUNDS, prove
 from headwise.attention.seam import Attention, Rows
-from headwise.vlm import EMBEDDED, FAMILIES, VLM, load_vlm
+from headwise.observation import EMBEDDED
+from headwise.vlm import FAMILIES, VLM, load_vlm
 from tests.attention.families import family
 from tests.attention.oracle import eager_attentions, probe
 from tests.tiny import new_tiny_vlm, processor, tiny_lm, tiny_vlm
