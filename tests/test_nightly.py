@@ -17,6 +17,7 @@ from flows.controls import Cell, run_cell
 from flows.nightly import Result, arm_stages, nightly, shared_stages
 from flows.parameters import Night as Settings
 from flows.parameters import Parameters, Promotion
+from flows.registry import registered_name
 from flows.tracking import open_client
 from headwise.calibration.settings import Lora
 from headwise.data import DataSource
@@ -46,6 +47,10 @@ class Night:
     @property
     def folder(self) -> Path:
         return self.first.folder
+
+    @property
+    def registered(self) -> str:
+        return registered_name(self.parameters)
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +111,9 @@ def test_the_adapter_loads_in_the_model_and_is_the_one_that_was_traced(night: Ni
     assert read_json(night.folder / "lineage.json")["adapters"] == {"top": {"sha256": digest, "base_sha256": base_digest}}
     evaluated = read_json(night.folder / "data/evaluations/top/manifest.json")["inputs"]
     assert isinstance(evaluated, dict) and evaluated["adapter"] == sha256_tree(adapter)
-    version = open_client().get_model_version_by_alias("model.scenes", "challenger")
+    version = open_client().get_model_version_by_alias(night.registered, "challenger")
     assert (str(version.version), version.tags["adapter.sha256"]) == ("1", digest)
-    assert len(open_client().search_model_versions("name = 'model.scenes'")) == 1
+    assert len(open_client().search_model_versions(f"name = '{night.registered}'")) == 1
 
 
 def test_the_registered_model_answers(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +121,7 @@ def test_the_registered_model_answers(night: Night, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{night.checkout / '.headwise/mlflow.db'}")
     image = next((night.folder / "data/images/images").glob("*.png"))
-    answers = load_model("models:/model.scenes@challenger").predict([{"image": str(image), "question": "What colour?"}])
+    answers = load_model(f"models:/{night.registered}@challenger").predict([{"image": str(image), "question": "What colour?"}])
     assert len(answers) == 1 and isinstance(answers[0], str)
 
 
