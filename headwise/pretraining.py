@@ -27,6 +27,7 @@ from headwise.files import new_file
 from headwise.scenes import compose_scene, descriptions
 from headwise.segments import Grid, coverage
 from headwise.smol import NAME
+from headwise.vlm import quiet
 
 TARGETS = (
     r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
@@ -265,7 +266,8 @@ def fit(
     torch.manual_seed(settings.seed)
     lora = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=TARGETS, modules_to_save=[PROJECTOR])
     nn.Module.to(model, torch.bfloat16)
-    adapted = get_peft_model(model, lora, autocast_adapter_dtype=False)
+    with quiet():
+        adapted = get_peft_model(model, lora, autocast_adapter_dtype=False)
     lessons = Lessons(model, processor, settings, photographs)
     align(lessons, out / "alignment.pt", progress)
     answer(lessons, out / "checkpoint.pt", progress)
