@@ -18,7 +18,7 @@ class Lora:
     ] = "captions"
     rank: Annotated[int, Field(ge=1, le=256, description="Rank r of each update")] = 8
     alpha: Annotated[int, Field(ge=1, le=1024, description="An update is scaled by alpha / rank")] = 16
-    learning_rate: Annotated[float, Field(gt=0, lt=1, description="Highest learning rate, at the end of the warm-up")] = 5e-4
+    learning_rate: Annotated[float, Field(gt=0, lt=1, description="Highest learning rate, at the end of the warm-up")] = 2e-3
     steps: Annotated[int, Field(ge=1, description="Optimiser steps")] = 30
     batch_size: Annotated[int, Field(ge=1, le=512, description="Examples per step")] = 8
     warmup_ratio: Annotated[float, Field(ge=0, lt=1, description="Share of the steps in which the learning rate rises")] = 0.1
