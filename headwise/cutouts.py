@@ -25,6 +25,7 @@ NOT_PHOTOGRAPHS = re.compile(
     r"cartoon|symbols|flags|people|roadsigns|seasonal|space|naturalforces|hats|abstract|desktop|cosmos|_mirror|_flip"
 )
 MAX_WORDS = 3
+MIN_NAMES = 8
 DRIFT_SHARE = 0.15
 BACKGROUND_SHARES = {"pretrain": 0.47, "calibration": 0.18, "evaluation": 0.2, "forgetting": 0.15}
 """Shares of the checksums of the file names. The weights in the repository were trained on the `pretrain` photographs of Debian's packages
@@ -83,12 +84,13 @@ def read_photographs(cutouts: Path, backgrounds: Path) -> Photographs:
     """
     named = [Cutout(path, name) for path in _pictures(cutouts, ".png") if (name := _name(path))]
     photographs = _pictures(backgrounds, ".jpg", ".jpeg")
-    if len(named) < 8 or len(photographs) < 2 * len(BACKGROUND_SHARES):
-        raise ValueError(
-            f"{len(named)} named cut-outs below {cutouts} and {len(photographs)} photographs below {backgrounds}: too few to compose from; "
-            f"on Debian: apt-get install {' '.join(DEBIAN_PACKAGES)}"
-        )
     found = Photographs(tuple(named), tuple(photographs))
+    known = found.names(drift=False)
+    if len(known) < MIN_NAMES or len(photographs) < 2 * len(BACKGROUND_SHARES):
+        raise ValueError(
+            f"cut-outs of {len(known)} different names below {cutouts} (besides those kept for the drift) and {len(photographs)} "
+            f"photographs below {backgrounds}: too few to compose from; on Debian: apt-get install {' '.join(DEBIAN_PACKAGES)}"
+        )
     if empty := [split for split in BACKGROUND_SHARES if not found.split_backgrounds(split)]:
         raise ValueError(
             f"{backgrounds}: none of the {len(photographs)} photographs falls to {', '.join(empty)} (by a checksum of the file name); "
@@ -131,7 +133,10 @@ def compose_photograph(photographs: Photographs, split: str, rng: np.random.Gene
     things = []
     for name, centre in zip(names, centres, strict=True):
         path = photographs.files(name)[int(rng.integers(len(photographs.files(name))))]
-        things.append(Thing(name, _paste(image, str(path), centre, rng)))
+        pasted = _paste(image, str(path), centre, rng)
+        for thing in things:
+            thing.mask[pasted] = False  # the later cut-out lies on top
+        things.append(Thing(name, pasted))
     questions = _questions(names, [name for name in pool if name not in names], rng)
     return Composition(relight(image, rng) if drift else image, tuple(things), tuple(questions))
 

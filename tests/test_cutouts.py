@@ -144,6 +144,16 @@ def test_the_mask_is_where_the_image_changed(photographs: Photographs) -> None:
         assert np.abs(inside - np.median(inside, axis=0)).mean() < 4, "the cut-outs are of one colour, the ground is noise"
 
 
+def test_what_lies_beneath_is_in_no_mask(photographs: Photographs) -> None:
+    beneath = 0
+    for seed in range(60):
+        masks = [thing.mask for thing in compose_photograph(photographs, "pretrain", np.random.default_rng(seed)).things]
+        assert np.sum(masks, axis=0).max() == 1
+        whole = [np.ptp(np.nonzero(mask)[0]) * np.ptp(np.nonzero(mask)[1]) for mask in masks]
+        beneath += any(mask.sum() < 0.95 * size for mask, size in zip(masks, whole, strict=True))
+    assert beneath, "these cut-outs are wide rectangles: some must lie over others"
+
+
 def test_no_two_splits_share_a_composition(photographs: Photographs) -> None:
     def shown(split: str) -> set[tuple[str, ...]]:
         """What stands from left to right in some compositions."""
@@ -183,5 +193,13 @@ def test_any_two_folders_are_a_source_of_data(root: Path, tmp_path: Path) -> Non
 
 
 def test_too_few_files_name_the_packages(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"0 named cut-outs .* apt-get install tuxpaint-stamps-default"):
+    with pytest.raises(ValueError, match=r"cut-outs of 0 different names .* apt-get install tuxpaint-stamps-default"):
         read_photographs(tmp_path, tmp_path)
+
+
+def test_files_of_one_name_are_too_few(root: Path, tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / f"{number}.png").touch()
+        (tmp_path / f"{number}.txt").write_text("A cat.\n")
+    with pytest.raises(ValueError, match=r"cut-outs of [01] different names"):
+        read_photographs(tmp_path, root / "backgrounds")
