@@ -54,7 +54,7 @@ class DataSource:
     ] = "drift"
     calibration: Annotated[int, Field(ge=MIN_IMAGES, description="images to score the heads on and to calibrate with")] = 160
     evaluation: Annotated[int, Field(ge=MIN_IMAGES, description="images held out for the before/after table")] = 60
-    forgetting: Annotated[int, Field(ge=MIN_IMAGES, description="plain images of the forgetting probe, closed questions alone")] = 40
+    forgetting: Annotated[int, Field(ge=MIN_IMAGES, description="plain images of the forgetting probe, closed questions alone")] = 60
     seed: Annotated[int, Field(ge=0, description="seed of the images; the same seed gives the same bytes")] = 0
     max_bad_share: Annotated[float, Field(ge=0, le=1, description="share of rows that may be unusable before the step fails")] = 0.05
 
