@@ -24,14 +24,15 @@ from headwise.vlm import VLM, load_vlm
 from tasks.progress import progress_bar
 
 SEED = 78
-"""No seed that a run uses, so no composition that one calibrates on or is judged by."""
+"""Of the table in the README; no seed that a run uses, so no composition that one calibrates on or is judged by."""
+NUM_IMAGES = 120
 BLANK = "images/blank.png"
 
 
-def closed_questions(kind: Composed, number: int, folder: Path) -> list[Example]:
+def closed_questions(kind: Composed, number: int, seed: int, folder: Path) -> list[Example]:
     """Write the data set; the closed questions of its evaluation split."""
     with progress_bar(f"{kind}, images") as progress:
-        write_data(DataSource(kind=kind, variant="plain", calibration=2, evaluation=number, forgetting=2, seed=SEED), folder, progress)
+        write_data(DataSource(kind=kind, variant="plain", calibration=2, evaluation=number, forgetting=2, seed=seed), folder, progress)
     Image.new("RGB", (SIZE, SIZE), (128, 128, 128)).save(folder / BLANK)
     return [example for example in read_examples(folder, "evaluation") if example.task != CAPTION]
 
@@ -44,13 +45,13 @@ def right(vlm: VLM, folder: Path, examples: Sequence[Example], name: str) -> pl.
     return answers.select("example_id", pl.col("right").alias(name))
 
 
-def measure(vlm: VLM, number: int) -> pl.DataFrame:
+def measure(vlm: VLM, number: int, seed: int) -> pl.DataFrame:
     """One row per kind and question type, and per kind for all: accuracies with the image, without it, and of the commonest answer."""
     found = []
     for kind in COMPOSED:
         with TemporaryDirectory() as temporary:
             folder = Path(temporary) / kind
-            examples = closed_questions(kind, number, folder)
+            examples = closed_questions(kind, number, seed, folder)
             ring = [(e.image, e.sha256) for e in {e.image: e for e in examples}.values()]
             others = dict(zip((image for image, _ in ring), [*ring[1:], ring[0]], strict=True))
             answers = pl.DataFrame({"example_id": [e.id for e in examples], "task": [e.task for e in examples], "kind": kind})
@@ -77,7 +78,7 @@ def _is_commonest() -> pl.Expr:
 
 
 if __name__ == "__main__":
-    rows = measure(load_vlm(sys.argv[2] if len(sys.argv) > 2 else "headwise-smol"), int(sys.argv[1]) if len(sys.argv) > 1 else 250)
+    rows = measure(load_vlm("headwise-smol"), int(sys.argv[1]) if len(sys.argv) > 1 else NUM_IMAGES, SEED)
     with pl.Config(tbl_rows=-1, tbl_hide_dataframe_shape=True, float_precision=3):
         print(rows)
     print(json.dumps(rows.to_dicts()))

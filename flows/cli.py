@@ -169,7 +169,7 @@ def data(
         from flows.inspection import try_data
 
         parameters = read_arguments(what, EMBEDDED, "top", settings)
-        columns, rows, bad = try_data(parameters.images, parameters.calibration)
+        columns, rows, bad = try_data(parameters.images, parameters.calibration, parameters.scores.min_images)
         _print_table(f"{what}: examples by split and task", columns, rows)
         for example_id, reason in sorted(bad.items())[:20]:
             _console().print(f"left out: {example_id}: {reason}", markup=False, soft_wrap=True)

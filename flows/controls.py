@@ -48,6 +48,8 @@ CONTROLS = pa.schema(
 """controls.parquet: one row per data set, arm, the arm it is compared with (`base`, or an arm by the first one), seed (null: the mean over
 `seeds` of them), split and metric, or with the `reason` of a failed cell."""
 
+LEAST_SEEDS = 3
+"""Training differs from seed to seed; fewer say nothing about that."""
 ARMS = replace(DEFAULTS, arms=("top", "bottom", "random", "all"))
 NOTE = (
     "Effect: a ratio of perplexities (better below 1) or a difference of accuracies (above 0), paired by example and averaged over the "
@@ -184,25 +186,35 @@ def as_markdown(rows: Sequence[Row]) -> str:
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [_markdown_line(mean, [row for row in rows if _key(row) == _key(mean) and row is not mean]) for mean in means]
     failed = [f"- {row['data']}, {row['arm']}, seed {row['seed']}: {row['reason']}" for row in rows if row.get("reason")]
-    return "\n".join([*lines, "", NOTE, "", *answers(means), *(["", "Cells that failed:", "", *failed] if failed else []), ""])
+    return "\n".join([*lines, "", NOTE, "", *answers(rows), *(["", "Cells that failed:", "", *failed] if failed else []), ""])
 
 
-def answers(means: Sequence[Row]) -> list[str]:
+def answers(rows: Sequence[Row]) -> list[str]:
     """For each data set the paper's question in one sentence, answered by the caption perplexity of the first arm against the others'.
 
-    It matters where the first arm differs from another one, by the p-values of the sign flips adjusted over the arms (Holm, 5 %); else it
-    was not shown. `all` is compared but does not decide: it differs in how many layers, too.
+    It matters where the first arm differs from another one: by the p-values of the sign flips over images, adjusted over the arms (Holm,
+    5 %), and in the same direction with every seed, of which there must be `LEAST_SEEDS`; else it was not shown. `all` is compared but
+    does not decide: it differs in how many layers, too.
     """
+    means, singles = [row for row in rows if row.get("seed") is None], [row for row in rows if row.get("seed") is not None]
     decisive = [row for row in means if row["against"] != BASE and (row["split"], row["metric"]) == ("evaluation", "perplexity")]
     sentences = []
     for kind in dict.fromkeys(row["data"] for row in decisive):
         found = [row for row in decisive if row["data"] == kind]
-        p_values = holm(np.array([row["p_value"] for row in found if row["against"] != "all"], dtype=np.float64))
-        answer = "yes" if (p_values < 1 - LEVEL).any() else "not shown"
+        others = [row for row in found if row["against"] != "all"]
+        p_values = holm(np.array([row["p_value"] for row in others], dtype=np.float64))
+        agreeing = [_one_direction([single for single in singles if _key(single) == _key(row)]) for row in others]
+        answer = "yes" if (agreeing & (p_values < 1 - LEVEL)).any() else "not shown"
         sentences.append(
             f"Does it matter on {kind} which layers are calibrated? By the captions, {answer}: {'; '.join(map(_words, found))}."
         )
     return sentences
+
+
+def _one_direction(singles: Sequence[Row]) -> bool:
+    """Whether there are seeds enough, and each has its ratio of perplexities on the same side of 1."""
+    below = [float(str(row["effect"])) < 1 for row in singles]
+    return len(below) >= LEAST_SEEDS and len(set(below)) == 1
 
 
 def _words(row: Row) -> str:

@@ -58,7 +58,7 @@ def write_run_report(name: str | None, out: Path | None) -> Path:
     return write_report(folder, out or folder / "report", report_ids(read_lineage(folder)))
 
 
-def try_data(source: DataSource, training: Lora) -> tuple[Columns, Cells, dict[str, str]]:
+def try_data(source: DataSource, training: Lora, min_images: int) -> tuple[Columns, Cells, dict[str, str]]:
     """Build the data set in a temporary folder: its examples by split and task, and the rows left out with their reasons.
 
     Raises ValueError if a run on it would fail.
@@ -68,7 +68,7 @@ def try_data(source: DataSource, training: Lora) -> tuple[Columns, Cells, dict[s
         bad = write_data(source, folder, lambda done, total: None)
         examples = read_examples(folder)
     check_bad_share(bad, len(bad) + len(examples), source.max_bad_share)
-    check_data(examples, training)
+    check_data(examples, training, min_images)
     shown = [{"split": e.split, "task": e.task, "image": e.image, "phrase": e.phrase} for e in examples]
     groups = pl.DataFrame(shown, infer_schema_length=None).group_by("split", "task")
     counts = groups.agg(pl.len(), pl.col("image").n_unique().alias("images"), pl.col("phrase").count()).sort("split", "task")

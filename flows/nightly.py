@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 from prefect import flow
@@ -21,6 +22,7 @@ from flows.registry import (
     DIGEST_TAG,
     JUDGEMENT_TAG,
     Adapter,
+    Judgement,
     fetch_adapter,
     find_champion,
     find_version,
@@ -37,6 +39,9 @@ from headwise.evaluation.statistics import Statistics
 from headwise.evaluation.table import ANSWERS, ANSWERS_FILE, BASE, CHAMPION
 from headwise.files import read_table
 from headwise.selection import SELECTION_FILE, read_selection
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 ADAPTERS, EVALUATIONS, REPORT = Path("data/adapters"), Path("data/evaluations"), Path("report/index.html")
 NIGHT = Night()
@@ -122,36 +127,49 @@ def conclude(pipeline: Pipeline, settings: Night, failed: Mapping[str, str]) -> 
             failed[arm] = str(error)
     rules = {"promotion": asdict(settings.promotion), "statistics": asdict(settings.statistics)}
     digest, lineage = judgement_digest(pipeline.workspace, pipeline.outcomes, rules), read_lineage(folder)
-    version = find_version(client, name, adapter)
+    version, champion = find_version(client, name, adapter), find_champion(client, name)
     recorded_digest = version.tags.get(JUDGEMENT_TAG) if version else None
     if version and recorded_digest == lineage.get("judgement") == digest and (folder / REPORT).is_file():
-        sentence = f"Nothing changed: the adapter is version {version.version} of {name!r} already. {lineage['verdict']}"
+        now = f"{CHAMPION} is version {champion.version}" if champion else f"there is no {CHAMPION}"
+        sentence = f"Nothing changed: the adapter is version {version.version} of {name!r} already, {now}. {lineage['verdict']}"
         _record(pipeline, comparisons, str(lineage["verdict"]))
     else:
-        rival, against = _against_champion(pipeline, settings, adapter)
-        comparisons |= against
+        rival = _against_champion(pipeline, settings, adapter, champion)
+        comparisons |= rival.comparisons
         code = pipeline.workspace.uncommitted_code
-        found = verdict([against_base(comparisons[candidate], settings.promotion.margin), *rival, *against_uncommitted(code)])
+        found = verdict([against_base(comparisons[candidate], settings.promotion.margin), *rival.verdicts, *against_uncommitted(code)])
         judged = {"judgement": digest, "rules": rules, "verdict": found.sentence, "failed": failed}
         write_lineage(pipeline.workspace, pipeline.outcomes, _ids(pipeline), judged)
         _publish_heat_map(folder, candidate)
         _write_report(pipeline)
         _record(pipeline, comparisons, found.sentence)
-        sentence = promote(pipeline.record, name, adapter, located(settings.attention.model), found, digest)
+        judgement = Judgement(found, digest if rival.asked else None, str(champion.version) if champion else None)
+        sentence = promote(pipeline.record, name, adapter, located(settings.attention.model), judgement)
     return Result(folder, tuple(pipeline.recomputed), comparisons, failed, sentence, folder / REPORT)
 
 
-def _against_champion(pipeline: Pipeline, settings: Night, candidate: Adapter) -> tuple[list[Verdict], dict[str, list[Comparison]]]:
-    """Ask the champion so far what the candidate was asked: the verdict on the two, and the champion's comparison with the base model.
+@dataclass(frozen=True)
+class Rival:
+    """What the champion so far says of the candidate: the verdict on the two, and its own comparison with the base model.
 
-    Nothing where there is no champion, or where the candidate is it. A champion that cannot be asked is not replaced; one of other base
-    weights is, as nothing can be said about the two.
+    asked: False where it ought to have been compared and could not be.
     """
-    champion = find_champion(pipeline.record.client, registered_name(settings))
+
+    verdicts: Sequence[Verdict] = ()
+    comparisons: Mapping[str, list[Comparison]] = field(default_factory=dict)
+    asked: bool = True
+
+
+def _against_champion(pipeline: Pipeline, settings: Night, candidate: Adapter, champion: "ModelVersion | None") -> Rival:
+    """Ask the champion so far what the candidate was asked; nothing where there is none, or where the candidate is it.
+
+    A champion that cannot be asked is not replaced; one of another revision of the model is, as nothing can be said about the two.
+    """
     if champion is None or champion.tags.get(DIGEST_TAG) == candidate.sha256:
-        return [], {}
-    if champion.tags.get(BASE_TAG) != candidate.base_sha256:
-        return [Verdict(True, f"version {champion.version}, the champion so far, is for other base weights, so they were not compared")], {}
+        return Rival()
+    so_far = f"version {champion.version}, the champion so far,"
+    if champion.tags.get(BASE_TAG) not in (None, candidate.base_revision):
+        return Rival([Verdict(True, f"{so_far} is for another revision of the model, so they were not compared")])
     folder, arm = pipeline.workspace.folder, settings.arms[0]
     try:
         fetch_adapter(pipeline.record.client, champion, folder / ADAPTERS / CHAMPION)
@@ -160,12 +178,14 @@ def _against_champion(pipeline: Pipeline, settings: Night, candidate: Adapter) -
     except ValueError as error:
         reason = str(error)
     if reason:
-        return [Verdict(False, f"version {champion.version}, the champion so far, could not be asked ({reason})")], {}
+        return Rival([Verdict(False, f"{so_far} could not be asked ({reason})")], asked=False)
     try:
         against = compare_arms(folder, CHAMPION, arm, settings.statistics)
-        return [against_champion(against, str(champion.version))], {CHAMPION: compare_arms(folder, BASE, CHAMPION, settings.statistics)}
+        return Rival(
+            [against_champion(against, str(champion.version))], {CHAMPION: compare_arms(folder, BASE, CHAMPION, settings.statistics)}
+        )
     except ValueError as error:
-        return [Verdict(False, f"version {champion.version}, the champion so far, cannot be compared ({error})")], {}
+        return Rival([Verdict(False, f"{so_far} cannot be compared ({error})")], asked=False)
 
 
 def _publish_heat_map(folder: Path, arm: str) -> None:

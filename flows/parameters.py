@@ -124,11 +124,14 @@ def slug(text: str) -> str:
 
 
 def data_name(images: DataSource) -> str:
-    """What a data set is called: its kind, or the user's folder; photographs from other folders than the installed ones by those."""
+    """What a data set is called: the user's folder, or its kind, the variant if it is not the drift, and a digest of the folders that
+    photographs come from if they are not the installed ones. Seeds and numbers of images draw other examples of the same data.
+    """
     if images.kind == "folder":
         return _folder_name(Path(source(images)))
     own = [_from_root(folder) for folder in (images.cutouts, images.backgrounds) if folder]
-    return f"{images.kind}-{_digest(*own)}" if own else images.kind
+    parts = [images.kind, *([images.variant] if images.variant != "drift" else []), *([_digest(*own)] if own else [])]
+    return "-".join(parts)
 
 
 def model_name(model: str) -> str:

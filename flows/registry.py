@@ -17,33 +17,47 @@ from flows.parameters import Parameters, data_name, model_name
 from flows.promotion import Verdict
 from flows.tracking import Record
 from headwise.evaluation.table import CHAMPION
-from headwise.files import new_folder, read_json
+from headwise.files import MANIFEST, new_folder, read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 CHALLENGER = "challenger"
-DIGEST_TAG, BASE_TAG, JUDGEMENT_TAG = "adapter.sha256", "base.sha256", "judgement.sha256"
+DIGEST_TAG, BASE_TAG, JUDGEMENT_TAG = "adapter.sha256", "base.revision", "judgement.sha256"
 MODEL = "model"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "calibration.json")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "calibration.json", MANIFEST)
 SERVED = Path(__file__).with_name("served.py")
 REQUIREMENTS = ("torch", "transformers", "peft", "timm", "safetensors", "pillow")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's folder, and what its calibration wrote down: its own digest and that of the base model's weights."""
+    """An adapter's folder, and what its calibration wrote down: its own digest, that of the base model's weights in the number type that it
+    was trained in, and the model's revision, which is the same in every type.
+    """
 
     folder: Path
     sha256: str
     base_sha256: str
+    base_revision: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict on an adapter, the digest of all that it depends on (None if it has to be made again: something could not be asked), and
+    the version of the champion that it was compared with, if there was one.
+    """
+
+    verdict: Verdict
+    digest: str | None
+    champion: str | None
 
 
 def read_adapter(folder: Path) -> Adapter:
     """The adapter in a folder that the calibration step wrote."""
-    claims = read_json(folder / "calibration.json")
-    return Adapter(folder, str(claims["adapter_sha256"]), str(claims["base_sha256"]))
+    claims, manifest = read_json(folder / "calibration.json"), read_json(folder / MANIFEST)
+    return Adapter(folder, str(claims["adapter_sha256"]), str(claims["base_sha256"]), str(manifest["model"]))
 
 
 def registered_name(parameters: Parameters) -> str:
@@ -77,29 +91,36 @@ def fetch_adapter(client: "MlflowClient", version: "ModelVersion", out: Path) ->
                 shutil.copyfile(source / name, folder / name)
         except (MlflowException, OSError, StopIteration) as error:
             raise ValueError(f"version {version.version} of {version.name!r}: its adapter is not in MLflow ({error})") from error
-        found, expected = adapter_digest(folder), version.tags[DIGEST_TAG]
+        found, expected = adapter_digest(folder), version.tags.get(DIGEST_TAG)
         if found != expected:
             raise ValueError(f"version {version.version} of {version.name!r}: its adapter is {found}, registered was {expected}")
 
 
-def promote(record: Record, name: str, adapter: Adapter, model: str, verdict: Verdict, judgement: str) -> str:
+def promote(record: Record, name: str, adapter: Adapter, model: str, judgement: Judgement) -> str:
     """Register the adapter, point `challenger` at it, and `champion` too if the verdict says so; returns a sentence.
 
     Every step can be done again: an adapter that is registered already gets no second version. The version is tagged with the digest of
     the judgement at the very end, so that one that was cut short is made again, and one that is recorded moves no alias twice: somebody
-    may have moved it on purpose.
+    may have moved it on purpose. Where another run has made a champion in the meantime nothing is promoted or recorded.
     """
-    client = record.client
+    client, better = record.client, judgement.verdict.better
     version = find_version(client, name, adapter) or _register(record, name, adapter, model)
-    number = str(version.version)
-    client.set_model_version_tag(name, number, "verdict", verdict.sentence)
+    number, champion = str(version.version), find_champion(client, name)
+    present = str(champion.version) if champion else None
+    overtaken = better and present not in (judgement.champion, number)
+    client.set_model_version_tag(name, number, "verdict", judgement.verdict.sentence)
     client.set_registered_model_alias(name, CHALLENGER, number)
-    if verdict.better:
+    if better and not overtaken:
         client.set_registered_model_alias(name, CHAMPION, number)
-    client.set_model_version_tag(name, number, JUDGEMENT_TAG, judgement)
-    champion = find_champion(client, name)
-    kept = f"; {CHAMPION} stays version {champion.version}" if champion and not verdict.better else ""
-    return f"{verdict.sentence} The adapter is version {number} of {name!r}, alias {CHAMPION if verdict.better else CHALLENGER}{kept}."
+    if judgement.digest and not overtaken:
+        client.set_model_version_tag(name, number, JUDGEMENT_TAG, judgement.digest)
+    if overtaken:
+        state = f"{CHALLENGER}; meanwhile version {present} became {CHAMPION}: run again to compare with it"
+    elif better:
+        state = CHAMPION
+    else:
+        state = f"{CHALLENGER}; {CHAMPION} stays version {present}" if present else CHALLENGER
+    return f"{judgement.verdict.sentence} The adapter is version {number} of {name!r}, alias {state}."
 
 
 def _register(record: Record, name: str, adapter: Adapter, model: str) -> "ModelVersion":
@@ -112,7 +133,7 @@ def _register(record: Record, name: str, adapter: Adapter, model: str) -> "Model
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
-    tags = {DIGEST_TAG: adapter.sha256, BASE_TAG: adapter.base_sha256}
+    tags = {DIGEST_TAG: adapter.sha256, BASE_TAG: adapter.base_revision}
     return record.client.create_model_version(name, f"runs:/{record.run_id}/{MODEL}", record.run_id, tags=tags)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -95,17 +96,22 @@ def source_inputs(source: DataSource) -> dict[str, Path | str]:
     return {"photographs": photographs(source).digest()} if source.kind == "photos" else {}
 
 
-def check_data(examples: Sequence[Example], training: Lora) -> None:
+def check_data(examples: Sequence[Example], training: Lora, min_images: int) -> None:
     """Find out before any model is loaded what a later step would stop for.
 
-    Raises ValueError naming what is missing and what to do: an image in two splits, no caption to train on, or in a split (in its
-    captions, in its other questions) a single image or, where the split is needed, none. `forgetting` is not needed.
+    Raises ValueError naming what is missing and what to do: an image in two splits, no caption to train on, fewer than `min_images` images
+    to score the heads on, or in a split (in its captions, in its other questions) a single image or, where the split is needed, none.
+    `forgetting` is not needed.
     """
-    splits = {image: {e.split for e in examples if e.image == image} for image in {e.image for e in examples if e.image}}
-    if shared := sorted(image for image, found in splits.items() if len(found) > 1):
+    splits: defaultdict[str, dict[str, str]] = defaultdict(dict)  # per content: an image of it in every split that it is in
+    for example in examples:
+        if example.image:
+            splits[example.sha256 or example.image][example.split] = example.image
+    if shared := [found for _, found in sorted(splits.items()) if len(found) > 1]:
+        first = ", ".join(f"{image} in {split}" for split, image in sorted(shared[0].items()))
         raise ValueError(
-            f"{len(shared)} images are in more than one split, the first is {shared[0]} ({', '.join(sorted(splits[shared[0]]))}): give all "
-            "rows of an image, and of its copies, the same `split`, or one would be judged by what one was trained on"
+            f"{len(shared)} images are in more than one split, such as {first}: give all rows of an image, and of its copies, the same "
+            "`split`, or one would be judged by what one was trained on"
         )
     for split in FOLDER_SHARES:
         groups = {"captions": [e for e in examples if e.split == split and e.task == CAPTION]}
@@ -118,7 +124,13 @@ def check_data(examples: Sequence[Example], training: Lora) -> None:
                 f"split {split!r} has no image, {MIN_IMAGES} at least are needed: add images, or share out those that are there by a "
                 f"`split` ({', '.join(FOLDER_SHARES)}) in every row of the index"
             )
-    training_examples([example for example in examples if example.split == "calibration"], training)
+    calibration = [example for example in examples if example.split == "calibration"]
+    training_examples(calibration, training)
+    if (number := len({example.image for example in calibration})) < min_images:
+        raise ValueError(
+            f"split 'calibration' has {number} images, the heads need scores.min_images = {min_images} to be scored: add images to it, "
+            "or lower the number"
+        )
 
 
 def _composed(source: DataSource) -> Iterator[tuple[str, str, Composition]]:

@@ -6,11 +6,12 @@ from headwise.calibration.settings import Lora
 from headwise.data import DataSource, check_data, source_inputs, write_data
 from headwise.examples import check_bad_share, read_examples, write_bad
 from headwise.files import new_folder, write_manifest
+from headwise.scores.head_impact import HeadImpact
 from tasks.progress import progress_bar
 from tasks.settings import read_settings
 
 
-def run(source: DataSource, training: Lora, out: Path) -> None:
+def run(source: DataSource, training: Lora, min_images: int, out: Path) -> None:
     """Write the data set. Raises ValueError if more than the stated share of the rows cannot be used, or a later step would stop for
     what is missing in it.
     """
@@ -18,10 +19,11 @@ def run(source: DataSource, training: Lora, out: Path) -> None:
         bad = write_data(source, folder, progress)
         examples = read_examples(folder)
         check_bad_share(bad, len(bad) + len(examples), source.max_bad_share)
-        check_data(examples, training)
+        check_data(examples, training, min_images)
         write_bad(bad, folder)
         write_manifest(folder, stage="images", settings=source, inputs=source_inputs(source))
 
 
 if __name__ == "__main__":
-    run(read_settings("images", DataSource), read_settings("calibration", Lora), Path("data/images"))
+    min_images = read_settings("scores", HeadImpact).min_images
+    run(read_settings("images", DataSource), read_settings("calibration", Lora), min_images, Path("data/images"))

@@ -148,13 +148,13 @@ def in_split(split: str, *images: str, task: str = "caption") -> list[Example]:
 def test_an_image_in_two_splits_is_refused(tmp_path: Path) -> None:
     """Training and judging on one picture, under one name or as a copy under another."""
     source = own_folder(tmp_path, [row(0, split="calibration"), row(1, split="evaluation"), row(2, split="calibration")])
-    for copy in ("0.png", "3.png"):
-        (tmp_path / "own" / "3.png").write_bytes((tmp_path / "own" / "0.png").read_bytes())
+    for copy in ("0.png", "3.png", "3.jpeg"):
+        (tmp_path / "own" / copy).write_bytes((tmp_path / "own" / "0.png").read_bytes())
         lines = [row(0, split="calibration"), row(1, split="evaluation"), row(2, image=copy, split="evaluation")]
         (tmp_path / "own" / "index.jsonl").write_text("\n".join(map(json.dumps, lines)))
         write(source, tmp_path / copy)
-        with pytest.raises(ValueError, match=r"1 images are in more than one split.*\(calibration, evaluation\)"):
-            check_data(read_examples(tmp_path / copy), Lora())
+        with pytest.raises(ValueError, match=r"1 images are in more than one split, such as \S+ in calibration, \S+ in evaluation"):
+            check_data(read_examples(tmp_path / copy), Lora(), 2)
 
 
 def test_numbers_are_answers_and_ids(tmp_path: Path) -> None:
@@ -180,12 +180,17 @@ WHOLE = [*in_split("calibration", "a", "b"), *in_split("evaluation", "c", "d")]
 )
 def test_what_would_stop_a_later_step_is_said_at_once(examples: list[Example], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_data(examples, Lora())
+        check_data(examples, Lora(), 2)
+
+
+def test_too_few_images_to_score_the_heads_on_are_counted() -> None:
+    with pytest.raises(ValueError, match=r"split 'calibration' has 2 images, the heads need scores.min_images = 3 to be scored"):
+        check_data(WHOLE, Lora(), 3)
 
 
 def test_data_without_captions_or_forgetting_will_do_if_all_questions_are_trained_on() -> None:
-    check_data(WHOLE, Lora())
-    check_data([*in_split("calibration", "a", "b", task="vqa"), *in_split("evaluation", "c", "d", task="vqa")], Lora(examples="all"))
+    check_data(WHOLE, Lora(), 2)
+    check_data([*in_split("calibration", "a", "b", task="vqa"), *in_split("evaluation", "c", "d", task="vqa")], Lora(examples="all"), 2)
 
 
 def test_no_folder_and_no_index_are_named(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_merging_is_what_peft_computes() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_it_answers_from_the_image_and_only_from_the_image(embedded: VLM) -> None:
-    rows = {(row["kind"], row["task"]): row for row in measure(embedded, number=30).to_dicts()}
+    rows = {(row["kind"], row["task"]): row for row in measure(embedded, number=30, seed=79).to_dicts()}
     for key, floor in FLOORS.items():
         row = rows[key]
         assert row["accuracy"] >= floor, row

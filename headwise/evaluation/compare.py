@@ -6,11 +6,13 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
+from scipy.stats import binomtest
 
 from headwise.evaluation.paired import PairedSums, bootstrap_interval, cluster_sums, detectable_effect, holm, mcnemar, sign_flip
 from headwise.evaluation.perplexity import corpus_perplexity
 from headwise.evaluation.statistics import Statistics
 from headwise.examples import CAPTION
+from headwise.intervals import LEVEL
 
 Metric = Literal["accuracy", "perplexity"]
 NEUTRAL: dict[Metric, float] = {"accuracy": 0.0, "perplexity": 1.0}
@@ -60,8 +62,19 @@ class Comparison:
         return "gain" if self.gain else "loss" if self.loss else "no gain"
 
     def loses_at_most(self, margin: float) -> bool:
-        """Non-inferiority: the interval excludes losing more than `margin` of accuracy, or multiplying perplexity by over 1 + margin."""
-        return self.low >= -margin if self.metric == "accuracy" else self.high <= 1 + margin
+        """Non-inferiority: the interval excludes losing more than `margin` of accuracy, or multiplying perplexity by over 1 + margin.
+
+        Few questions cannot exclude it even where no answer changed, and the bootstrap's interval is a point: `least_loss` has to be
+        within the margin too.
+        """
+        return self.low >= -margin and self.least_loss <= margin if self.metric == "accuracy" else self.high <= 1 + margin
+
+    @property
+    def least_loss(self) -> float:
+        """The loss of accuracy in [0, 1] that so many questions leave open if not one answer changes: the end of the exact binomial
+        interval (Clopper and Pearson 1934) of none out of `num_examples`, taken as independent.
+        """
+        return float(binomtest(0, self.num_examples).proportion_ci(LEVEL).high)
 
 
 def compare(before: pl.DataFrame, after: pl.DataFrame, settings: Statistics) -> list[Comparison]:

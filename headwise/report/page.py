@@ -12,7 +12,7 @@ from headwise.report.sections import heads_section, losses_section, overlays_sec
 from headwise.report.themes import DARK, LIGHT
 
 GENERATOR = "Headwise report"
-PAGE = "index.html"
+PAGE, PICTURES = "index.html", ("charts", "overlays")
 CONTENTS = (
     ("results", "Before and after"),
     ("heads", "Where the heads look"),
@@ -39,25 +39,26 @@ def write_report(workspace: Path, out: Path, run: Mapping[str, str]) -> Path:
     params.yaml; returns the path of the page.
 
     `run` holds the ids to show; its entry `verdict` becomes the sentence at the top. What the workspace does not hold yet is left out with
-    a plain sentence. The same artefacts give the same bytes. Raises ValueError if `out` is a file or a folder that is not a report, as it
-    would be replaced, or if an artefact is there but broken.
+    a plain sentence. The same artefacts give the same bytes. Raises ValueError if `out` is a file or a folder that holds anything but a
+    report, as it would be replaced, or if an artefact is there but broken.
     """
     out = out.resolve()
     if out.exists() and not _replaceable(out):
-        raise ValueError(f"{out}: neither empty nor a report, so it is not replaced; name a new folder")
+        raise ValueError(f"{out}: neither empty nor a report alone, so it is not replaced; name a new folder")
     with new_folder(out) as folder:
-        for name in ("charts", "overlays"):
+        for name in PICTURES:
             (folder / name).mkdir()
         (folder / PAGE).write_text(_render(_context(workspace / "data", folder, run)), encoding="utf-8")
     return out / PAGE
 
 
 def _replaceable(out: Path) -> bool:
-    """An empty folder, or one whose page was written here."""
+    """An empty folder, or one that holds a page that was written here, its pictures and nothing else."""
     if not out.is_dir():
         return False
-    page = out / PAGE
-    return not any(out.iterdir()) or (page.is_file() and f'content="{GENERATOR}"' in page.read_text(encoding="utf-8", errors="replace"))
+    page, found = out / PAGE, {path.name for path in out.iterdir()}
+    written = page.is_file() and f'content="{GENERATOR}"' in page.read_text(encoding="utf-8", errors="replace")
+    return not found or (written and found <= {PAGE, *PICTURES})
 
 
 def _context(data: Path, folder: Path, run: Mapping[str, str]) -> dict[str, object]:

@@ -80,11 +80,12 @@ def test_data_shows_what_a_folder_holds_and_what_it_leaves_out(project: Path, tm
         rows.append(f'{{"image": "{number}.png", "question": "What colour?", "answers": ["red"], "split": "{split}"}}')
     (folder / "index.jsonl").write_text("\n".join(rows))
     write_table(pl.DataFrame(OBJECTS.empty_table()), folder / "objects.parquet", OBJECTS)
-    allowed = ["--set", "images.max_bad_share=0.6", "--set", "calibration.examples=all"]
+    allowed = ["--set", "images.max_bad_share=0.6", "--set", "scores.min_images=2", "--set", "calibration.examples=all"]
     result = runner.invoke(app, ["data", str(folder), *allowed])
     assert result.exit_code == 0 and "vqa" in result.output and "left out: b: b: no question in the index" in result.output
     assert "more than max_bad_share" in runner.invoke(app, ["data", str(folder)]).output
-    assert "no caption among 2 examples" in runner.invoke(app, ["data", str(folder), *allowed[:2]]).output
+    assert "scores.min_images = 20" in runner.invoke(app, ["data", str(folder), *allowed[:2], *allowed[4:]]).output
+    assert "no caption among 2 examples" in runner.invoke(app, ["data", str(folder), *allowed[:4]]).output
     (folder / "objects.parquet").unlink()
     assert "no objects.parquet, so there are no masks" in runner.invoke(app, ["data", str(folder), *allowed]).output
 

@@ -45,20 +45,20 @@ stages:
     deps: [prepared, "data/adapters/${item.arm}"]
     outs: ["data/evaluations/${item.arm}"]
 """
-NUM_IMAGES = 20
+NUM_IMAGES, NUM_QUESTIONS = 20, 20
 NIGHT = Night(arms=("top",), statistics=Statistics(bootstrap=200, sign_flips=200), name="one")
 NAME = registered_name(NIGHT)
 
 
 def _answers(nats: float) -> pl.DataFrame:
-    """A caption for every image, `nats` per token and some noise, and a question of the forgetting probe that nothing unlearns."""
+    """A caption for every image, `nats` per token and some noise, and questions of the forgetting probe that nothing unlearns."""
     noise = np.random.default_rng(round(100 * nats)).normal(0, 0.01, NUM_IMAGES)
     rows = []
     for number in range(NUM_IMAGES):
         row = {"image": f"{number}", "answer": "", "valid": True, "tokens": 10}
         caption = {"example_id": f"c{number}", "split": "evaluation", "task": "caption", "right": None, "nats": 10 * (nats + noise[number])}
-        probe = {"example_id": f"q{number}", "split": "forgetting", "task": "colour", "right": float(number % 2), "nats": 1.0}
-        rows += [{**row, **caption}, {**row, **probe}]
+        probe = {"split": "forgetting", "task": "colour", "right": float(number % 2), "nats": 1.0}
+        rows += [{**row, **caption}, *({**row, **probe, "example_id": f"q{number}-{k}"} for k in range(NUM_QUESTIONS))]
     return pl.DataFrame(rows, schema_overrides={"right": pl.Float32, "tokens": pl.Int32}).select(ANSWERS.names)
 
 
@@ -80,7 +80,7 @@ def _run_stage(name: str, folder: Path, up_to_date: bool) -> StageRun:
     return reproduce(name, folder, print)
 
 
-def night(nats: str, settings: Night = NIGHT, base: str = "weights") -> Result:
+def night(nats: str, settings: Night = NIGHT, base: str = "revision") -> Result:
     """A night whose calibration gives an adapter of which only its captions' nats per token are known."""
     with open_workspace(settings.name, settings.as_params()) as workspace, recorded(open_client(), settings.name, {}) as record:
         adapter = workspace.folder / "data/adapters/top"
@@ -88,7 +88,8 @@ def night(nats: str, settings: Night = NIGHT, base: str = "weights") -> Result:
         adapter.mkdir(parents=True)
         (adapter / "adapter_config.json").write_text("{}")
         (adapter / "adapter_model.safetensors").write_text(nats)
-        (adapter / "calibration.json").write_text(json.dumps({"adapter_sha256": adapter_digest(adapter), "base_sha256": base}))
+        (adapter / "calibration.json").write_text(json.dumps({"adapter_sha256": adapter_digest(adapter), "base_sha256": "weights"}))
+        (adapter / "manifest.json").write_text(json.dumps({"model": base}))
         pipeline = Pipeline(workspace, record, print, frozenset())
         pipeline.run(["baseline", "evaluation@top"])
         failed = {arm: reason for arm in settings.arms[1:] if (reason := pipeline.attempt([f"evaluation@{arm}"]))}
@@ -114,8 +115,8 @@ def test_a_champion_is_replaced_only_by_one_that_beats_it(checkout: Path) -> Non
     better = night("1.8")
     assert better.sentence.startswith("Champion: ") and "against version 1, the champion so far" in better.sentence
     assert _champion(client) == "3"
-    other = night("1.95", base="other weights")
-    assert other.sentence.startswith("Champion: ") and "version 3, the champion so far, is for other base weights" in other.sentence
+    other = night("1.95", base="another revision")
+    assert other.sentence.startswith("Champion: ") and "version 3, the champion so far, is for another revision" in other.sentence
 
 
 def test_a_control_that_failed_is_left_out_and_the_candidate_is_judged(checkout: Path) -> None:
@@ -137,8 +138,11 @@ def test_a_judgement_is_made_once_and_anew_when_a_rule_changes_or_it_was_cut_sho
     made = night("1.9")  # nothing is computed, yet the report, the lineage and the registry are not this night's: all are made
     assert made.recomputed == () and _champion(client) == "1"
     lineage = read_json(made.folder / "lineage.json")
-    assert night("1.9").sentence.startswith(f"Nothing changed: the adapter is version 1 of {NAME!r} already. Champion: ")
+    nothing_changed = f"Nothing changed: the adapter is version 1 of {NAME!r} already, "
+    assert night("1.9").sentence.startswith(f"{nothing_changed}champion is version 1. Champion: ")
     assert read_json(made.folder / "lineage.json") == lineage
+    client.delete_registered_model_alias(NAME, "champion")
+    assert night("1.9").sentence.startswith(f"{nothing_changed}there is no champion. ") and _champion(client) is None
     stricter = night("1.9", replace(NIGHT, promotion=Promotion(margin=0.01)))
     assert "within the margin of 0.01" in stricter.sentence and _champion(client) == "1"
     assert read_json(made.folder / "lineage.json")["rules"]["promotion"] == {"margin": 0.01}  # pyright: ignore[reportIndexIssue,reportArgumentType,reportCallIssue]
@@ -153,7 +157,10 @@ def test_nothing_is_promoted_by_uncommitted_code_or_over_a_champion_that_cannot_
     assert _champion(client) is None and read_json(refused.folder / "lineage.json")["uncommitted_code"] == ["flows/promotion.py"]
     commit(checkout)
     assert night("1.9").sentence.startswith("Champion: ") and _champion(client) == "1"
-    shutil.rmtree(checkout / ".headwise/mlflow")
+    shutil.move(checkout / ".headwise/mlflow", checkout / "away")
     lost = night("1.8")
     assert lost.sentence.startswith("No champion: ") and "version 1, the champion so far, could not be asked" in lost.sentence
     assert _champion(client) == "1"
+    shutil.copytree(checkout / "away", checkout / ".headwise/mlflow", dirs_exist_ok=True)
+    found = night("1.8")  # nothing else has changed, and yet it is judged again
+    assert found.sentence.startswith("Champion: ") and _champion(client) == "2"

@@ -60,7 +60,7 @@ def test_the_command_line_gives_the_same_types() -> None:
         selection=Criterion(k=6),
         images=DataSource(kind="scenes", variant="plain"),
         promotion=Promotion(margin=0.1),
-        name="scenes",
+        name="scenes-plain",
     )
     assert read_arguments("scenes", EMBEDDED, "top", None, "monday").name == "monday"
     assert read_kinds("photos,scenes") == ("photos", "scenes")

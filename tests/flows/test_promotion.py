@@ -11,7 +11,7 @@ from headwise.evaluation.compare import Comparison
 
 def _comparison(split: str, metric: Literal["accuracy", "perplexity"], low: float, high: float) -> Comparison:
     effect = (low + high) / 2
-    return Comparison(split, metric, None, 0.9, 0.9 + effect, effect, low, high, 0.01, 0.04, 0.04, None, 100, 50)
+    return Comparison(split, metric, None, 0.9, 0.9 + effect, effect, low, high, 0.01, 0.04, 0.04, None, 200, 50)
 
 
 TARGET = _comparison("evaluation", "perplexity", 0.85, 0.95)
@@ -30,6 +30,9 @@ def test_better_and_harmless_is_champion() -> None:
         ([replace(TARGET, high=1.0), PROBE], "is no gain"),
         ([TARGET, replace(PROBE, low=-0.021)], "may lose more than 0.02"),
         ([TARGET, PROBE, _comparison("forgetting", "perplexity", 0.9, 1.03)], "may lose more than 0.02"),
+        ([TARGET, replace(PROBE, low=0.0, high=0.0, num_examples=100)], "0.02: so few questions (100) cannot show less than 0.036"),
+        ([replace(TARGET, num_images=9), PROBE], "is from 9 images, 10 at least"),
+        ([TARGET, replace(PROBE, num_images=9)], "is from 9 images, 10 at least"),
         ([PROBE], "no captions"),
         ([TARGET], "no forgetting split"),
         ([replace(TARGET, task="caption"), PROBE], "no captions"),

@@ -107,9 +107,12 @@ def test_missing_folders_are_sentences(workspace: Path, tmp_path: Path, missing:
 def test_a_report_is_replaced_and_anything_else_is_not(tmp_path: Path) -> None:
     out = tmp_path / "report"
     write_report(tmp_path, out, {})
-    (out / "left-over.txt").write_text("old")
+    (out / "charts" / "left-over.png").write_text("old")
     write_report(tmp_path, out, {})
-    assert not (out / "left-over.txt").exists()
+    assert not (out / "charts" / "left-over.png").exists()
+    (out / "notes.md").write_text("what I saw in it")
+    with pytest.raises(ValueError, match="neither empty nor a report"):
+        write_report(tmp_path, out, {})
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work")
