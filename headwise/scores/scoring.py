@@ -68,7 +68,10 @@ def _check(targets: Targets, observed: int, settings: HeadImpact) -> None:
     if targets.num_images < settings.min_images:
         fewer = f"{targets.num_images} images ({len(targets.examples)} of {observed} observed examples) can be scored"
         without = {**targets.left_out, **targets.bad}
-        raise ValueError(f"{fewer}, min_images = {settings.min_images}; {_counted(without) if without else 'none is left out'}")
+        raise ValueError(
+            f"{fewer}, scores.min_images = {settings.min_images} are needed; {_counted(without) if without else 'none is left out'} "
+            "(attention.max_examples limits what is observed)"
+        )
 
 
 def _counted(reasons: Mapping[str, str]) -> str:

@@ -72,7 +72,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 def test_too_few_images_leave_no_folder(tmp_path: Path) -> None:
     shards = write_inputs(tmp_path)
-    with pytest.raises(ValueError, match=r"14 images \(14 of 15 observed examples\) can be scored, min_images = 20"):
+    with pytest.raises(ValueError, match=r"14 images \(14 of 15 observed examples\) can be scored, scores.min_images = 20 are needed"):
         write_scores(tmp_path / "masks", shards, tmp_path / "scores", HeadImpact(max_bad_share=0.2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["attention", "masks"]
 
