@@ -1,7 +1,7 @@
 """From the command line to the flows' typed parameters: everything is validated before any run exists."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,20 @@ from pydantic import TypeAdapter
 
 from flows.parameters import COMPOSED, SECTIONS, Composed, Kinds, Night, data_name, validated
 
+SETTABLE = {section: [f.name for f in fields(getattr(Night(), section))] for section in (*SECTIONS, "promotion")}
+"""What `--set` takes: the fields of every section."""
+ARGUMENTS = {"images.kind": "the data", "images.path": "the data", "attention.model": "--model"}
+"""The fields that an argument of the command says already."""
+
 
 def read_arguments(data: str, model: str, arms: str, settings: Sequence[str] | None, name: str | None = None) -> Night:
-    """The parameters of a run; what `--set` says wins. A run that got no name is called after its data.
+    """The parameters of a run. A run that got no name is called after its data.
 
     Raises ValueError naming each wrong field, or the data or model that is nowhere.
     """
-    content: dict[str, Any] = parse_overrides(settings or (), (*SECTIONS, "promotion"))
+    for name_of, argument in ARGUMENTS.items():
+        refuse(settings or (), [name_of], f"name {argument} instead")
+    content: dict[str, Any] = parse_overrides(settings or ())
     content["images"] = {**_images(data), **content.get("images", {})}
     content["attention"] = {"model": model, **content.get("attention", {})}
     night = validated(TypeAdapter(Night), {**content, "arms": _listed(arms)} | ({"name": name} if name else {}))
@@ -24,17 +31,19 @@ def read_arguments(data: str, model: str, arms: str, settings: Sequence[str] | N
     return night if name else replace(night, name=data_name(night.images))
 
 
-def parse_overrides(pairs: Iterable[str], sections: Sequence[str]) -> dict[str, dict[str, Any]]:
+def parse_overrides(pairs: Iterable[str]) -> dict[str, dict[str, Any]]:
     """`section.field=value` strings as nested values, each value read as YAML.
 
-    Raises ValueError that shows the form and the sections.
+    Raises ValueError that shows the form, the sections, or the fields of the section.
     """
     content: dict[str, dict[str, Any]] = {}
     for pair in pairs:
         path, equals, text = pair.partition("=")
         section, dot, name = path.partition(".")
-        if not (equals and dot and name) or section not in sections:
-            raise ValueError(f"--set {pair}: write section.field=value, with a section of {', '.join(sections)}")
+        if not (equals and dot and name) or section not in SETTABLE:
+            raise ValueError(f"--set {pair}: write section.field=value, with a section of {', '.join(SETTABLE)}")
+        if name not in SETTABLE[section]:
+            raise ValueError(f"--set {pair}: {section} has no {name!r}, it has {', '.join(SETTABLE[section])}")
         try:
             content.setdefault(section, {})[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:

@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Find the attention heads that look where the question points, and recalibrate a vision-language model through them.",
 )
-WIDTH = 120
+WIDTH, MAX_BAD = 120, 20
 CHOSEN = ("images.kind", "images.variant", "selection.seed", "calibration.seed")
 """What `headwise controls` sets in each of its cells."""
 BAD_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
@@ -34,7 +34,8 @@ BAD_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 128 + signal.SIGINT, 128 + si
 DataOption = Annotated[str, typer.Option(help="`scenes` (drawn), `photos` (composed photographs), or a folder of your own.")]
 ModelOption = Annotated[str, typer.Option(help="`headwise-smol`, a transformers folder, or an id on the Hugging Face Hub.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Any parameter of params.yaml; repeat it.")
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="A parameter of params.yaml, or promotion.margin; repeat it."),
 ]
 RunOption = Annotated[str | None, typer.Option("--run", help="The run's name; the latest one if left out.")]
 
@@ -149,15 +150,19 @@ def data(
     what: Annotated[str, typer.Argument(help="`scenes`, `photos`, or a folder of your own.")] = "scenes",
     settings: SetOption = None,
 ) -> None:
-    """Try out a data set: build it aside and show its splits, tasks and unusable rows. Nothing is kept.
+    """Try out a data set: build it aside with its masks, show its splits, tasks and unusable examples. Nothing is kept.
 
     A folder of your own holds images and an `index.jsonl` with a line per question, or `index.parquet` with the same columns:
 
     `{"image": "cat.jpg", "question": "What is this?", "answers": ["a cat"]}`
 
-    Optional: `id`; `phrase` (the object that the answer is about); `task` (`caption` for descriptions: their perplexity is the target);
-    `split` (`calibration`, `evaluation`, `forgetting`; else shared out by image). To score heads it also needs masks:
-    `objects.parquet` with image, object, phrase, height, width and rle (COCO run lengths).
+    Optional: `id`; `phrase` (the object that the answer is about); `task` (`caption` for descriptions: their perplexity is the target;
+    any other name groups closed questions); `split` (`calibration`, `evaluation`, `forgetting`; else shared out by image).
+
+    To score heads it also needs `objects.parquet`, a row per object: `image` (as in the index), `object` (int32, from 0), `phrase` (as in
+    the index, for a caption every object counts), `height` and `width` (int32, of the image), and `rle` (text), which pycocotools gives:
+
+    `pycocotools.mask.encode(numpy.asfortranarray(mask.astype("uint8")))["counts"].decode()`
 
     Examples:
 
@@ -167,12 +172,18 @@ def data(
     with plain_errors():
         from flows.arguments import read_arguments
         from flows.inspection import try_data
+        from tasks.progress import progress_bar
 
         parameters = read_arguments(what, EMBEDDED, "top", settings)
-        columns, rows, bad = try_data(parameters.images, parameters.calibration, parameters.scores.min_images)
+        with progress_bar("images") as progress:
+            columns, rows, bad, missing = try_data(parameters, progress)
         _print_table(f"{what}: examples by split and task", columns, rows)
-        for example_id, reason in sorted(bad.items())[:20]:
+        for example_id, reason in sorted(bad.items())[:MAX_BAD]:
             _console().print(f"left out: {example_id}: {reason}", markup=False, soft_wrap=True)
+        if len(bad) > MAX_BAD:
+            _console().print(f"left out: {len(bad) - MAX_BAD} more")
+        for reason in missing:
+            _console().print(f"no adapter can become champion: {reason}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -6,12 +6,13 @@ from tempfile import TemporaryDirectory
 import polars as pl
 
 from flows.lineage import read_lineage, report_ids
-from flows.parameters import EMBEDDED
+from flows.parameters import EMBEDDED, Night
+from flows.promotion import shortfalls
 from flows.workspace import find_run
-from headwise.calibration.settings import Lora
-from headwise.data import DataSource, check_data, write_data
+from headwise.data import Progress, check_data, write_data
 from headwise.examples import check_bad_share, read_examples
 from headwise.files import read_table
+from headwise.masks.exact import exact_masks
 from headwise.scores.schema import HEADS, HEADS_FILE
 
 Columns = tuple[str, ...]
@@ -58,22 +59,32 @@ def write_run_report(name: str | None, out: Path | None) -> Path:
     return write_report(folder, out or folder / "report", report_ids(read_lineage(folder)))
 
 
-def try_data(source: DataSource, training: Lora, min_images: int) -> tuple[Columns, Cells, dict[str, str]]:
-    """Build the data set in a temporary folder: its examples by split and task, and the rows left out with their reasons.
+def try_data(night: Night, progress: Progress) -> tuple[Columns, Cells, dict[str, str], list[str]]:
+    """Build the data set in a temporary folder: its examples by split and task, the examples left out with their reasons, and why no
+    adapter could become champion on it.
 
+    Of the calibration split the masks are made too: `to score with` counts the examples with a key object whose mask is good enough.
     Raises ValueError if a run on it would fail.
     """
+    source = night.images
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "images"
-        bad = write_data(source, folder, lambda done, total: None)
+        bad = write_data(source, folder, progress)
         examples = read_examples(folder)
-    check_bad_share(bad, len(bad) + len(examples), source.max_bad_share)
-    check_data(examples, training, min_images)
-    shown = [{"split": e.split, "task": e.task, "image": e.image, "phrase": e.phrase} for e in examples]
+        check_bad_share(bad, len(bad) + len(examples), source.max_bad_share)
+        check_data(examples, night.calibration, night.scores.min_images)
+        masks, unusable = exact_masks(folder, [e for e in examples if e.split == "calibration"], night.masks)
+    scored = set(masks.filter(pl.col("key") & pl.col("reason").is_null())["example_id"])
+    shown = [
+        {"split": e.split, "task": e.task, "image": e.image, "scored": e.id in scored if e.split == "calibration" else None}
+        for e in examples
+    ]
     groups = pl.DataFrame(shown, infer_schema_length=None).group_by("split", "task")
-    counts = groups.agg(pl.len(), pl.col("image").n_unique().alias("images"), pl.col("phrase").count()).sort("split", "task")
-    rows = [tuple(str(value) for value in row) for row in counts.iter_rows()]
-    return ("split", "task", "examples", "images", "with a key object"), rows, bad
+    scorable = pl.when(pl.col("scored").count() > 0).then(pl.col("scored").sum()).alias("scored")
+    counts = groups.agg(pl.len(), pl.col("image").n_unique(), scorable).sort("split", "task")
+    rows = [tuple("-" if value is None else str(value) for value in row) for row in counts.iter_rows()]
+    columns = ("split", "task", "examples", "images", "to score with")
+    return columns, rows, bad | unusable, shortfalls(examples, night.promotion.margin)
 
 
 def known_families() -> tuple[str, Columns, Cells]:

@@ -8,14 +8,14 @@ import re
 from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from headwise.calibration.settings import Lora
-from headwise.data import DataSource, photographs
+from headwise.data import COMPOSED, Composed, DataSource, photographs
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.statistics import Statistics
 from headwise.masks.quality import MaskQuality
@@ -45,8 +45,6 @@ Arms = Annotated[
     Field(min_length=1, description="Which layers to calibrate; the first arm is the candidate, the others are its controls"),
     AfterValidator(distinct),
 ]
-Composed = Literal["scenes", "photos"]
-COMPOSED: tuple[Composed, ...] = get_args(Composed)
 Kinds = Annotated[tuple[Composed, ...], Field(min_length=1), AfterValidator(distinct)]
 Shards = Annotated[
     tuple[Annotated[int, Field(ge=0, le=9)], ...],

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from headwise.evaluation.compare import least_loss
+from headwise.examples import CAPTION, Example
+
 if TYPE_CHECKING:
     from headwise.evaluation.compare import Comparison
-
 
 LEAST_IMAGES = 10
 """Of fewer, the bootstrap's intervals are too narrow: of 5 images, 5 % show a gain where there is none, and 2.5 % should."""
@@ -24,6 +26,20 @@ def verdict(parts: Sequence[Verdict]) -> Verdict:
     """All parts as one sentence; the candidate has to pass every one."""
     better = all(part.better for part in parts)
     return Verdict(better, f"{'Champion' if better else 'No champion'}: {'; '.join(part.sentence for part in parts)}.")
+
+
+def shortfalls(examples: Sequence[Example], margin: float) -> list[str]:
+    """Why no adapter can become champion on these examples, whatever it learns: known before anything is computed."""
+    probe = [e for e in examples if e.split == "forgetting"]
+    closed, captions = ([e for e in probe if (e.task == CAPTION) is caption] for caption in (False, True))
+    groups = {"evaluation split's captions show": [e for e in examples if (e.split, e.task) == ("evaluation", CAPTION)]}
+    groups |= {f"forgetting split's {name} show": group for name, group in (("closed questions", closed), ("captions", captions)) if group}
+    groups |= {} if probe else {"forgetting split shows": []}
+    numbers = {name: len({e.image for e in group}) for name, group in groups.items()}
+    found = [f"the {name} {number} images, {LEAST_IMAGES} are needed" for name, number in numbers.items() if number < LEAST_IMAGES]
+    if closed and (loss := least_loss(len(closed))) > margin:
+        found.append(f"{len(closed)} closed questions in the forgetting split cannot exclude a loss of {margin:g}, only one of {loss:.3g}")
+    return found
 
 
 def against_base(comparisons: "Sequence[Comparison]", margin: float) -> Verdict:

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -28,6 +29,16 @@ Progress = Callable[[int, int], None]
 
 FOLDER_SHARES = {"calibration": 0.5, "evaluation": 0.35, "forgetting": 0.15}
 """Of a folder's images, where the index names no split: by the checksum of an image's name, so that its questions stay together."""
+Composed = Literal["scenes", "photos"]
+COMPOSED: tuple[Composed, ...] = get_args(Composed)
+FIELDS_OF = {
+    "path": ("folder",),
+    "cutouts": ("photos",),
+    "backgrounds": ("photos",),
+    **dict.fromkeys(("variant", *FOLDER_SHARES, "seed"), COMPOSED),
+}
+"""The fields of DataSource that not every kind of data has a use for."""
+ELSEWHERE = {"folder": "a folder's index says which images are in which split", **dict.fromkeys(COMPOSED, "they are composed, not read")}
 MAX_QUESTIONS = 3
 MIN_IMAGES = 2
 """Fewer images of a split say nothing about the spread between images, and so nothing about how sure a result is."""
@@ -58,6 +69,12 @@ class DataSource:
     forgetting: Annotated[int, Field(ge=MIN_IMAGES, description="plain images of the forgetting probe, closed questions alone")] = 60
     seed: Annotated[int, Field(ge=0, description="seed of the images; the same seed gives the same bytes")] = 0
     max_bad_share: Annotated[float, Field(ge=0, le=1, description="share of rows that may be unusable before the step fails")] = 0.05
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where a field was changed that this kind of data takes no notice of."""
+        for name, kinds in FIELDS_OF.items():
+            if self.kind not in kinds and getattr(self, name) != getattr(DataSource, name):
+                raise ValueError(f"{name} is for {' and '.join(kinds)}, and the data are of kind {self.kind!r}; {ELSEWHERE[self.kind]}")
 
 
 def photographs(source: DataSource) -> Photographs:
@@ -196,9 +213,10 @@ def _read_index(root: Path) -> list[dict[str, object]]:
     """The rows of index.parquet or index.jsonl. Raises ValueError naming what is wrong with the folder, the file or a line."""
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; `path` names a folder with images and {INDEX_LINES} (image, question, answers per line)")
-    path = next((root / name for name in (INDEX, INDEX_LINES) if (root / name).is_file()), None)
-    if path is None:
-        raise ValueError(f"{root}: neither {INDEX_LINES} nor {INDEX} in it")
+    found = [root / name for name in (INDEX, INDEX_LINES) if (root / name).is_file()]
+    if len(found) != 1:
+        raise ValueError(f"{root}: {'both' if found else 'neither'} {INDEX_LINES} {'and' if found else 'nor'} {INDEX} in it; one is needed")
+    path = found[0]
     rows = _parquet_rows(path) if path.name == INDEX else _json_rows(path)
     if not rows:
         raise ValueError(f"{path}: empty; give a row (image, question, answers) per question")
@@ -215,6 +233,8 @@ def _parquet_rows(path: Path) -> list[dict[str, object]]:
 def _json_rows(path: Path) -> list[dict[str, object]]:
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except ValueError as error:  # no JSON, or no UTF-8
@@ -230,24 +250,31 @@ def _own_example(root: Path, folder: Path, example_id: str, row: dict[str, objec
     image, question = row.get("image"), row.get("question")
     answers = _answers(row)
     if not isinstance(image, str) or not image:
-        raise BadExample(f"{example_id}: no image in the index")
+        raise BadExample("no image in the index")
     if not isinstance(question, str) or not question.strip():
-        raise BadExample(f"{example_id}: no question in the index")
+        raise BadExample("no question in the index")
     if not answers:
-        raise BadExample(f"{example_id}: no answer in the index")
+        raise BadExample("no answer in the index")
     if image not in seen:
         content = read_image(root, image)
         decode_image(content, image)
         digest = hashlib.sha256(content).hexdigest()
-        seen[image] = (f"images/{digest[:32]}{PurePosixPath(image).suffix.lower()}", digest)
+        seen[image] = (f"images/{_stored_name(image, digest)}", digest)
         (folder / seen[image][0]).write_bytes(content)
     split = row.get("split") or split_of(image, FOLDER_SHARES)
     if split not in FOLDER_SHARES:
-        raise BadExample(f"{example_id}: unknown split {split!r}; the splits are {list(FOLDER_SHARES)}")
+        raise BadExample(f"unknown split {split!r}; the splits are {list(FOLDER_SHARES)}")
     stored, digest = seen[image]
     phrase = row.get("phrase")
     task = str(row.get("task") or "vqa")
     return Example(example_id, stored, digest, question, answers, str(phrase) if phrase else None, task, str(split))
+
+
+def _stored_name(image: str, digest: str) -> str:
+    """One flat name for every content, in which the user's own can be recognised: `cats/tom 1.JPG` is `tom-1-0f1e2d3c4b5a6978.jpg`."""
+    path = PurePosixPath(image)
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", path.stem).strip("-")[:40]
+    return f"{stem}-{digest[:16]}{path.suffix.lower()}".lstrip("-")
 
 
 def _answers(row: dict[str, object]) -> tuple[str, ...]:

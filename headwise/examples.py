@@ -130,7 +130,9 @@ def decode_image(content: bytes, name: str) -> Image.Image:
             raise BadExample(f"{name}: an animation of {frames} frames; give one frame")
         image = ImageOps.exif_transpose(image)
         return _to_rgb(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:  # its own words name the buffer in memory
+        raise BadExample(f"{name}: not a readable image (of no format that is known)") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadExample(f"{name}: not a readable image ({error})") from error
 
 

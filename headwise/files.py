@@ -130,14 +130,22 @@ def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None, 
 
     Raises ValueError where columns differ, a value does not fit its column's type, or the file is broken.
     """
+    names = columns or schema.names
     try:
         _check_columns(pq.read_schema(path), path, schema)
-        names = columns or schema.names
-        frame = pl.from_arrow(pq.read_table(path, columns=names, filters=rows).cast(pa.schema([schema.field(name) for name in names])))
+        table = pq.read_table(path, columns=names, filters=rows)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(f"{path}: not a readable Parquet file of {', '.join(schema.names)} ({error})") from error
+    frame = pl.from_arrow(pa.table({name: _cast(table[name], schema.field(name), path) for name in names}))
     assert isinstance(frame, pl.DataFrame)
     return frame
+
+
+def _cast(column: pa.ChunkedArray, field: pa.Field, path: Path) -> pa.ChunkedArray:
+    try:
+        return column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"{path}: column {field.name!r} holds {column.type}, expected is {field.type} ({error})") from error
 
 
 def _check_columns(found: pa.Schema, path: Path, schema: pa.Schema) -> None:

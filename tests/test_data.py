@@ -64,6 +64,7 @@ def test_own_images_come_over_byte_for_byte(tmp_path: Path) -> None:
     assert examples["q1"].answers == ("a", "b")
     assert (examples["q0"].split, examples["q0"].phrase) == ("evaluation", "thing")
     assert examples["q0"].image == examples["again"].image
+    assert str(examples["q0"].image).startswith("images/0-")
     assert (tmp_path / "out" / str(examples["q0"].image)).read_bytes() == (tmp_path / "own" / "0.png").read_bytes()
 
 
@@ -123,8 +124,32 @@ def test_a_broken_or_empty_parquet_index_is_named(tmp_path: Path, content: bytes
         pl.DataFrame(schema={"image": pl.String, "question": pl.String}).write_parquet(path)
     else:
         path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"own: both index\.jsonl and index\.parquet in it; one is needed"):
+        write(source, tmp_path / "both")
+    (tmp_path / "own" / "index.jsonl").unlink()
     with pytest.raises(ValueError, match=rf"own/index\.parquet: {message}"):
         write(source, tmp_path / "out")
+
+
+def test_blank_lines_are_passed_over_and_lines_still_counted(tmp_path: Path) -> None:
+    source = own_folder(tmp_path, [row(0), "", row(1), " ", "{"])
+    with pytest.raises(ValueError, match=r"index\.jsonl, line 5: not JSON"):
+        write(source, tmp_path / "out")
+    (tmp_path / "own" / "index.jsonl").write_text(f"{json.dumps(row(0))}\n\n{json.dumps(row(1))}\n\n")
+    assert write(source, tmp_path / "again") == {} and len(read_examples(tmp_path / "again")) == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"kind": "scenes", "cutouts": "a"}, "cutouts is for photos, and the data are of kind 'scenes'"),
+        ({"kind": "photos", "path": "a"}, "path is for folder, and the data are of kind 'photos'"),
+        ({"kind": "folder", "path": "a", "seed": 1}, "seed is for scenes and photos, .*a folder's index says which images are in which"),
+    ],
+)
+def test_a_field_that_would_be_ignored_is_refused(changed: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataSource(**changed)  # pyright: ignore[reportArgumentType]
 
 
 def test_lines_that_are_no_text_are_named(tmp_path: Path) -> None:

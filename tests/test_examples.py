@@ -58,7 +58,7 @@ def test_of_a_phones_two_pictures_in_one_file_the_first_is_taken() -> None:
     ("content", "reason"),
     [
         (b"", "the file is empty"),
-        (b"no image at all", "not a readable image"),
+        (b"no image at all", r"not a readable image \(of no format that is known\)"),
         (encoded(NOISE)[:900], "not a readable image"),
         (encoded(NOISE, "JPEG")[:900], "not a readable image"),
         (encoded(NOISE, "GIF", save_all=True, append_images=[NOISE.transpose(Image.Transpose.ROTATE_90)]), "an animation of 2 frames"),

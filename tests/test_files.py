@@ -123,6 +123,13 @@ def test_wrong_columns_and_broken_files_are_named(tmp_path: Path) -> None:
         read_table(tmp_path / "x.parquet", SCHEMA)
 
 
+@pytest.mark.parametrize("value", ["three", [1.5]])
+def test_a_column_of_another_type_is_named_with_both_types(tmp_path: Path, value: object) -> None:
+    pl.DataFrame({"id": ["a"], "value": [value]}).write_parquet(tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"x\.parquet: column 'value' holds (large_)?(string|list).*, expected is (float|double)"):
+        read_table(tmp_path / "x.parquet", SCHEMA)
+
+
 def test_json_is_canonical_and_an_object(tmp_path: Path) -> None:
     write_json({"b": 1, "a": "é"}, tmp_path / "x.json")
     assert (tmp_path / "x.json").read_text(encoding="utf-8") == '{\n "a": "é",\n "b": 1\n}\n'

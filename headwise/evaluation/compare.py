@@ -71,10 +71,15 @@ class Comparison:
 
     @property
     def least_loss(self) -> float:
-        """The loss of accuracy in [0, 1] that so many questions leave open if not one answer changes: the end of the exact binomial
-        interval (Clopper and Pearson 1934) of none out of `num_examples`, taken as independent.
-        """
-        return float(binomtest(0, self.num_examples).proportion_ci(LEVEL).high)
+        """The loss that so many questions leave open if not one answer changes."""
+        return least_loss(self.num_examples)
+
+
+def least_loss(questions: int) -> float:
+    """The loss of accuracy in [0, 1] that remains possible where none of so many answers changed: the end of the exact binomial interval
+    (Clopper and Pearson 1934) of none out of `questions`, taken as independent.
+    """
+    return float(binomtest(0, questions).proportion_ci(LEVEL).high)
 
 
 def compare(before: pl.DataFrame, after: pl.DataFrame, settings: Statistics) -> list[Comparison]:

@@ -1,16 +1,19 @@
 """The command: help with examples, and mistakes as one line before anything is imported, started or run."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
-import polars as pl
+import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
 from headwise.examples import OBJECTS
 from headwise.files import write_table
+from headwise.masks.rle import encode
 from tests.flows.project import ROOT
 
 HEAVY = ("torch", "transformers", "peft", "prefect", "mlflow", "dvc", "matplotlib", "polars")
@@ -74,20 +77,33 @@ def test_outside_a_checkout_the_command_says_so(tmp_path: Path, monkeypatch: pyt
 def test_data_shows_what_a_folder_holds_and_what_it_leaves_out(project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    rows = ['{"id": "b", "image": "0.png"}']
+    rows = [{"id": "b", "image": "0.png"}]
     for number, split in enumerate(["calibration", "calibration", "evaluation", "evaluation"]):
         _draw(folder / f"{number}.png", grey=number)
-        rows.append(f'{{"image": "{number}.png", "question": "What colour?", "answers": ["red"], "split": "{split}"}}')
-    (folder / "index.jsonl").write_text("\n".join(rows))
-    write_table(pl.DataFrame(OBJECTS.empty_table()), folder / "objects.parquet", OBJECTS)
+        rows.append({"image": f"{number}.png", "question": "What colour?", "answer": "red", "phrase": "disc", "split": split})
+    (folder / "index.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    mask = np.zeros((8, 8), dtype=bool)
+    mask[2:6, 2:6] = True
+    objects = [{"image": f"{n}.png", "object": 0, "phrase": "disc", "height": 8, "width": 8, "rle": encode(mask)} for n in range(4)]
+    write_table(pa.Table.from_pylist(objects, schema=OBJECTS), folder / "objects.parquet", OBJECTS)
     allowed = ["--set", "images.max_bad_share=0.6", "--set", "scores.min_images=2", "--set", "calibration.examples=all"]
-    result = runner.invoke(app, ["data", str(folder), *allowed])
-    assert result.exit_code == 0 and "vqa" in result.output and "left out: b: b: no question in the index" in result.output
-    assert "more than max_bad_share" in runner.invoke(app, ["data", str(folder)]).output
-    assert "scores.min_images = 20" in runner.invoke(app, ["data", str(folder), *allowed[:2], *allowed[4:]]).output
-    assert "no caption among 2 examples" in runner.invoke(app, ["data", str(folder), *allowed[:4]]).output
+
+    def data(*arguments: str) -> str:
+        return " ".join(runner.invoke(app, ["data", str(folder), *arguments]).output.split())
+
+    shown = data(*allowed)
+    assert "to score with" in shown and "calibration vqa 2 2 2" in shown and "evaluation vqa 2 2 -" in shown
+    assert "left out: b: no question in the index" in shown
+    assert "no adapter can become champion: the evaluation split's captions show 0 images" in shown
+    assert "more than max_bad_share" in data()
+    assert "scores.min_images = 20" in data(*allowed[:2], *allowed[4:])
+    assert "no caption among 2 examples" in data(*allowed[:4])
+    objects[1]["phrase"] = "ring"
+    write_table(pa.Table.from_pylist(objects, schema=OBJECTS), folder / "objects.parquet", OBJECTS)
+    assert "no object is 'disc', the image has ['ring']" in data(*allowed)
+    assert "calibration vqa 2 2 1" in data(*allowed, "--set", "masks.max_bad_share=0.5")
     (folder / "objects.parquet").unlink()
-    assert "no objects.parquet, so there are no masks" in runner.invoke(app, ["data", str(folder), *allowed]).output
+    assert "no objects.parquet, so there are no masks" in data(*allowed)
 
 
 def test_models_lists_the_families() -> None:

@@ -108,9 +108,12 @@ def test_folders_are_named_from_the_root_wherever_they_were_typed(tmp_path: Path
         ("scenes", EMBEDDED, "top,top", [], "names one twice"),
         ("scenes", EMBEDDED, "", [], "arms: Tuple should have at least 1 item"),
         ("scenes", EMBEDDED, "top", ["selection.k=0"], r"selection\.k: Input should be greater than or equal to 1 \(given 0\)"),
-        ("scenes", EMBEDDED, "top", ["selection.kk=1"], r"selection\.kk: Unexpected keyword argument"),
-        ("scenes", EMBEDDED, "top", ["images.kind=films"], r"images\.kind: Input should be 'scenes', 'photos' or 'folder'"),
-        ("scenes", EMBEDDED, "top", ["images.kind=folder"], "images.path = '': no such folder"),
+        ("scenes", EMBEDDED, "top", ["selection.kk=1"], r"--set selection\.kk=1: selection has no 'kk', it has statistic, k, seed"),
+        ("scenes", EMBEDDED, "top", ["images.variant=old"], r"images\.variant: Input should be 'plain' or 'drift'"),
+        ("scenes", EMBEDDED, "top", ["images.kind=photos"], "--set images.kind: name the data instead"),
+        ("scenes", EMBEDDED, "top", ["attention.model=a/b"], "--set attention.model: name --model instead"),
+        ("scenes", EMBEDDED, "top", ["images.cutouts=a"], "images: .*cutouts is for photos, and the data are of kind 'scenes'"),
+        (".", EMBEDDED, "top", ["images.forgetting=9"], "forgetting is for scenes and photos, .* 'folder'; a folder's index says"),
         ("scenes", EMBEDDED, "top", ["promotion.margin=2"], r"promotion\.margin: Input should be less than or equal to 1"),
         ("scenes", EMBEDDED, "top", ["colour.k=2"], "write section.field=value, with a section of images, masks"),
         ("scenes", EMBEDDED, "top", ["selection=2"], "write section.field=value"),
@@ -139,7 +142,8 @@ def test_wrong_kinds_are_named() -> None:
 
 
 def test_overrides_are_yaml() -> None:
-    assert parse_overrides(["a.b=1", "a.c=x", "a.d=[1, 2]"], ["a"]) == {"a": {"b": 1, "c": "x", "d": [1, 2]}}
+    pairs = ["selection.k=1", "selection.statistic=x", "images.path=[1, 2]"]
+    assert parse_overrides(pairs) == {"selection": {"k": 1, "statistic": "x"}, "images": {"path": [1, 2]}}
 
 
 @pytest.mark.parametrize(

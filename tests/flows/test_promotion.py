@@ -5,8 +5,9 @@ from typing import Literal
 
 import pytest
 
-from flows.promotion import Verdict, against_base, against_champion, against_uncommitted, verdict
+from flows.promotion import Verdict, against_base, against_champion, against_uncommitted, shortfalls, verdict
 from headwise.evaluation.compare import Comparison
+from headwise.examples import Example
 
 
 def _comparison(split: str, metric: Literal["accuracy", "perplexity"], low: float, high: float) -> Comparison:
@@ -41,6 +42,28 @@ def test_better_and_harmless_is_champion() -> None:
 def test_anything_less_says_why_not(comparisons: list[Comparison], why: str) -> None:
     found = verdict([against_base(comparisons, margin=0.02)])
     assert not found.better and found.sentence.startswith("No champion: ") and why in found.sentence
+
+
+def test_what_no_adapter_could_pass_is_known_from_the_examples() -> None:
+    captions = [_example("evaluation", "caption", image) for image in range(10)]
+    probe = [_example("forgetting", "colour", image) for image in range(183)]
+    assert shortfalls([*captions, *probe], 0.02) == []
+    assert shortfalls([*captions, *probe[1:]], 0.02) == [
+        "182 closed questions in the forgetting split cannot exclude a loss of 0.02, only one of 0.0201"
+    ]
+    few = [*captions[1:], *probe, *(_example("forgetting", "caption", image) for image in range(3))]
+    assert shortfalls(few, 0.02) == [
+        "the evaluation split's captions show 9 images, 10 are needed",
+        "the forgetting split's captions show 3 images, 10 are needed",
+    ]
+    assert shortfalls([], 0.02) == [
+        "the evaluation split's captions show 0 images, 10 are needed",
+        "the forgetting split shows 0 images, 10 are needed",
+    ]
+
+
+def _example(split: str, task: str, image: int) -> Example:
+    return Example(f"{split}-{task}-{image}", f"{split}-{image}.png", None, "What?", ("x",), None, task, split)
 
 
 def test_the_margin_is_compared_with_the_end_of_the_interval() -> None:
