@@ -21,7 +21,17 @@ Outcome = Literal["computed", "restored", "up to date"]
 
 MARKS: dict[str, Outcome] = {"Running stage '": "computed", "is cached - skipping run": "restored", "didn't change, skipping": "up to date"}
 BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
-HINTS = ("To track the changes", "git add", "To enable auto staging", "dvc config", "Use `dvc push`", "Updating lock", "Generating lock")
+FAILED = "ERROR: failed to reproduce"
+HINTS = (
+    "To track the changes",
+    "git add",
+    "To enable auto staging",
+    "dvc config",
+    "Use `dvc push`",
+    "Updating lock",
+    "Generating lock",
+    FAILED,
+)
 """DVC's advice to somebody who works by hand; no news in a run's log."""
 
 DVC = (sys.executable, "-m", "dvc")
@@ -90,7 +100,7 @@ def _reason(lines: Sequence[str]) -> str:
     """The last line that the command itself wrote; DVC's own words where it never started."""
     said = [line.strip() for line in lines if line.strip()]
     starts = [place for place, line in enumerate(said) if line.startswith("Running stage '")]
-    own = [line for line in said[starts[-1] + 1 :] if not line.startswith(("> ", "ERROR: failed to reproduce"))] if starts else []
+    own = [line for line in said[starts[-1] + 1 :] if not line.startswith(("> ", FAILED))] if starts else []
     errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
     return (own or errors or [" ".join(said[:2])])[-1]
 

@@ -130,7 +130,7 @@ def conclude(pipeline: Pipeline, settings: Night, failed: Mapping[str, str]) -> 
     version, champion = find_version(client, name, adapter), find_champion(client, name)
     recorded_digest = version.tags.get(JUDGEMENT_TAG) if version else None
     if version and recorded_digest == lineage.get("judgement") == digest and (folder / REPORT).is_file():
-        now = f"{CHAMPION} is version {champion.version}" if champion else f"there is no {CHAMPION}"
+        now = f"{CHAMPION} is version {champion.version}" if champion else f"no version is {CHAMPION}"
         sentence = f"Nothing changed: the adapter is version {version.version} of {name!r} already, {now}. {lineage['verdict']}"
         _record(pipeline, comparisons, str(lineage["verdict"]))
     else:

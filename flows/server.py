@@ -22,7 +22,7 @@ from urllib.request import urlopen
 
 from flows.environment import state
 
-API = "PREFECT_API_URL"
+API, UI = "PREFECT_API_URL", "PREFECT_UI_URL"
 LOG = "server.log"
 PATIENCE_S = 300.0
 PR_SET_PDEATHSIG = 1
@@ -63,7 +63,7 @@ def start_prefect_api() -> Callable[[], None]:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # the kernel chooses the port and it is ours at once: none can be in use
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         process = _start(listener)
-    os.environ[API] = address
+    os.environ[API], os.environ[UI] = address, ""  # no page to look at, so Prefect names none
     atexit.register(_stop, process)  # runs after Prefect's own threads have handed in their last log lines
     return lambda: _wait(process, address)
 

@@ -154,5 +154,7 @@ def write_bad(bad: dict[str, str], folder: Path) -> None:
 def check_bad_share(bad: dict[str, str], total: int, max_bad_share: float) -> None:
     """Raises ValueError if more than the stated share of the examples was bad, or if none is left."""
     if bad and (len(bad) > max_bad_share * total or len(bad) == total):
-        shown = "; ".join(f"{i}: {bad[i]}" for i in sorted(bad)[:3])
-        raise ValueError(f"{len(bad)} of {total} examples are bad, more than max_bad_share = {max_bad_share:g} allows: {shown}")
+        first = min(bad)
+        raise ValueError(
+            f"{len(bad)} of {total} examples are bad, more than max_bad_share = {max_bad_share:g} allows; the first is {first}: {bad[first]}"
+        )

@@ -18,7 +18,7 @@ from headwise.files import new_folder, write_manifest
 from headwise.observation import Observation
 from headwise.vlm import VLM, encode, load_vlm, revision
 from tasks.progress import progress_bar
-from tasks.settings import read_settings
+from tasks.command import plain_errors, read_settings
 
 IMAGES, ATTENTION_FOLDER = Path("data/images"), Path("data/attention")
 SPLIT = "calibration"
@@ -119,4 +119,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

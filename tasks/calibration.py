@@ -15,7 +15,7 @@ from headwise.observation import Observation
 from headwise.selection import SELECTION_FILE, Arm, Selection, read_selection
 from headwise.vlm import VLM, load_vlm, revision
 from tasks.progress import progress_bar
-from tasks.settings import read_settings
+from tasks.command import plain_errors, read_settings
 
 IMAGES, SELECTIONS, ADAPTERS = Path("data/images"), Path("data/selections"), Path("data/adapters")
 SPLIT = "calibration"
@@ -74,4 +74,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -15,7 +15,7 @@ from headwise.observation import Observation
 from headwise.selection import Arm
 from headwise.vlm import load_vlm, revision
 from tasks.progress import progress_bar
-from tasks.settings import read_settings
+from tasks.command import plain_errors, read_settings
 
 IMAGES, ADAPTERS, EVALUATIONS = Path("data/images"), Path("data/adapters"), Path("data/evaluations")
 
@@ -56,4 +56,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -8,7 +8,7 @@ from headwise.examples import check_bad_share, read_examples, write_bad
 from headwise.files import new_folder, write_manifest
 from headwise.scores.head_impact import HeadImpact
 from tasks.progress import progress_bar
-from tasks.settings import read_settings
+from tasks.command import plain_errors, read_settings
 
 
 def run(source: DataSource, training: Lora, min_images: int, out: Path) -> None:
@@ -25,5 +25,6 @@ def run(source: DataSource, training: Lora, min_images: int, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    min_images = read_settings("scores", HeadImpact).min_images
-    run(read_settings("images", DataSource), read_settings("calibration", Lora), min_images, Path("data/images"))
+    with plain_errors():
+        min_images = read_settings("scores", HeadImpact).min_images
+        run(read_settings("images", DataSource), read_settings("calibration", Lora), min_images, Path("data/images"))

@@ -7,7 +7,7 @@ from headwise.files import new_folder, write_manifest, write_table
 from headwise.masks.exact import exact_masks
 from headwise.masks.quality import MaskQuality
 from headwise.masks.table import MASKS, MASKS_FILE
-from tasks.settings import read_settings
+from tasks.command import plain_errors, read_settings
 
 IMAGES, MASKS_FOLDER = Path("data/images"), Path("data/masks")
 SPLIT = "calibration"
@@ -28,4 +28,5 @@ def write_masks(images: Path, output: Path, quality: MaskQuality) -> None:
 
 
 if __name__ == "__main__":
-    write_masks(IMAGES, MASKS_FOLDER, read_settings("masks", MaskQuality))
+    with plain_errors():
+        write_masks(IMAGES, MASKS_FOLDER, read_settings("masks", MaskQuality))

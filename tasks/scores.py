@@ -11,7 +11,7 @@ from headwise.scores.head_impact import HeadImpact
 from headwise.scores.schema import EXAMPLES_FILE, HEADS, HEADS_FILE, TESTS_FILE
 from headwise.scores.scoring import score_heads
 from headwise.scores.token_masks import causes
-from tasks.settings import read_settings
+from tasks.command import plain_errors, read_settings
 
 MASKS_FOLDER, ATTENTION, SCORES = Path("data/masks"), Path("data/attention"), Path("data/scores")
 
@@ -37,5 +37,6 @@ def write_scores(masks: Path, shards: Mapping[str, Path], output: Path, settings
 
 
 if __name__ == "__main__":
-    folders = {f"shard={shard:02d}": ATTENTION / f"shard={shard:02d}" for shard in read_settings("shards", list[int])}
-    write_scores(MASKS_FOLDER, folders, SCORES, read_settings("scores", HeadImpact))
+    with plain_errors():
+        folders = {f"shard={shard:02d}": ATTENTION / f"shard={shard:02d}" for shard in read_settings("shards", list[int])}
+        write_scores(MASKS_FOLDER, folders, SCORES, read_settings("scores", HeadImpact))

@@ -7,7 +7,7 @@ from typing import get_args
 from headwise.files import new_folder, read_table, write_manifest
 from headwise.scores.schema import HEADS, HEADS_FILE
 from headwise.selection import SELECTION_FILE, Arm, Criterion, select, write_selection
-from tasks.settings import read_settings
+from tasks.command import plain_errors, read_settings
 
 SCORES, SELECTIONS = Path("data/scores"), Path("data/selections")
 
@@ -22,7 +22,8 @@ def choose_layers(scores: Path, output: Path, criterion: Criterion, arm: Arm) ->
 
 
 if __name__ == "__main__":
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--arm", choices=get_args(Arm), required=True, help="which layers to take, by their scores")
-    given = parser.parse_args().arm
-    choose_layers(SCORES, SELECTIONS / given, read_settings("selection", Criterion), given)
+    with plain_errors():
+        parser = ArgumentParser(description=__doc__)
+        parser.add_argument("--arm", choices=get_args(Arm), required=True, help="which layers to take, by their scores")
+        given = parser.parse_args().arm
+        choose_layers(SCORES, SELECTIONS / given, read_settings("selection", Criterion), given)

@@ -14,6 +14,8 @@ from headwise.evaluation.statistics import Statistics
 from headwise.examples import CAPTION
 from headwise.intervals import LEVEL
 
+FORGETTING = "forgetting"
+"""The split that probes what the adapter unlearned."""
 Metric = Literal["accuracy", "perplexity"]
 NEUTRAL: dict[Metric, float] = {"accuracy": 0.0, "perplexity": 1.0}
 TOUCH = 1e-9
@@ -57,9 +59,11 @@ class Comparison:
         return self.high < -TOUCH if self.metric == "accuracy" else self.low > 1 + TOUCH
 
     @property
-    def verdict(self) -> Literal["gain", "loss", "no gain"]:
-        """`gain`, `loss`, or `no gain` where the interval touches "no change"."""
-        return "gain" if self.gain else "loss" if self.loss else "no gain"
+    def verdict(self) -> Literal["gain", "loss", "no gain", "no loss shown"]:
+        """`gain`, `loss`, or, where the interval touches "no change", `no gain`; nobody hopes for one on the forgetting probe, so there
+        `no loss shown`.
+        """
+        return "gain" if self.gain else "loss" if self.loss else "no loss shown" if self.split == FORGETTING else "no gain"
 
     def loses_at_most(self, margin: float) -> bool:
         """Non-inferiority: the interval excludes losing more than `margin` of accuracy, or multiplying perplexity by over 1 + margin.

@@ -28,8 +28,8 @@ ABSENT = {
     "tests": "No statistical test has been made yet.",
     "overlays": "No calibration example has an image, a usable mask and attention over the image yet.",
     "losses": "No layer has been calibrated yet.",
-    "bad": "No step has left an example out.",
-    "run": "This report was made outside a run, so there are no ids to show.",
+    "bad": "No step that came to its end left an example out.",
+    "run": "No run has come to its end here yet, so there are no ids to show.",
     "manifests": "No step has written its manifest yet.",
 }
 

@@ -7,13 +7,12 @@ from pathlib import Path
 import yaml
 from pydantic import TypeAdapter
 
-from headwise.evaluation.compare import NEUTRAL, Comparison, compare
+from headwise.evaluation.compare import FORGETTING, NEUTRAL, Comparison, compare
 from headwise.evaluation.conditions import conditions
 from headwise.evaluation.statistics import Statistics
 from headwise.evaluation.table import ANSWERS, BASE
 from headwise.files import read_table
 
-FORGETTING = "forgetting"
 ORDER = ("top", "bottom", "random", "all")
 TITLES = {"evaluation": "Evaluation: held-out examples of the same data", FORGETTING: "Forgetting probe: what was not calibrated"}
 NOTES = {FORGETTING: "The loss that an interval on the forgetting probe still leaves open is its end on the losing side."}
@@ -126,7 +125,6 @@ def _measure(group: Compared, reach: float) -> Measure:
 def _arm_row(arm: str, comparison: Comparison, reach: float) -> ArmRow:
     neutral, scale = NEUTRAL[comparison.metric], 48.0 / reach if reach > 0 else 0.0
     low, point, high = (round(50 + scale * (value - neutral), 2) for value in (comparison.low, comparison.effect, comparison.high))
-    verdict, mark = judge(comparison)
     unit = "%" if comparison.metric == "perplexity" else "pts"
     return ArmRow(
         arm=arm,
@@ -136,19 +134,12 @@ def _arm_row(arm: str, comparison: Comparison, reach: float) -> ArmRow:
         interval=f"{change(comparison, comparison.low)} to {change(comparison, comparison.high)}",
         p_holm="< 0.001" if comparison.p_holm < 0.001 else f"{comparison.p_holm:.3f}",
         detectable=f"{change(comparison, comparison.detectable)} {unit}",
-        verdict=verdict,
-        mark=mark,
+        verdict=comparison.verdict,
+        mark=comparison.verdict if comparison.gain or comparison.loss else "unclear",
         low=low,
         point=point,
         high=high,
     )
-
-
-def judge(comparison: Comparison) -> tuple[str, str]:
-    """The verdict and its colour; on the forgetting probe nobody hopes for a gain, so there the same interval is said to show no loss."""
-    if comparison.verdict == "no gain":
-        return "no loss shown" if comparison.split == FORGETTING else comparison.verdict, "unclear"
-    return comparison.verdict, comparison.verdict
 
 
 def level(comparison: Comparison, value: float) -> str:

@@ -142,7 +142,7 @@ def test_a_judgement_is_made_once_and_anew_when_a_rule_changes_or_it_was_cut_sho
     assert night("1.9").sentence.startswith(f"{nothing_changed}champion is version 1. Champion: ")
     assert read_json(made.folder / "lineage.json") == lineage
     client.delete_registered_model_alias(NAME, "champion")
-    assert night("1.9").sentence.startswith(f"{nothing_changed}there is no champion. ") and _champion(client) is None
+    assert night("1.9").sentence.startswith(f"{nothing_changed}no version is champion. ") and _champion(client) is None
     stricter = night("1.9", replace(NIGHT, promotion=Promotion(margin=0.01)))
     assert "within the margin of 0.01" in stricter.sentence and _champion(client) == "1"
     assert read_json(made.folder / "lineage.json")["rules"]["promotion"] == {"margin": 0.01}  # pyright: ignore[reportIndexIssue,reportArgumentType,reportCallIssue]

@@ -25,7 +25,7 @@ from headwise.masks.quality import MaskQuality
 from headwise.observation import Observation
 from headwise.scores.head_impact import HeadImpact
 from headwise.selection import Criterion
-from tasks.settings import read_settings
+from tasks.command import read_settings
 from tests.flows.project import ROOT
 
 CHANGED = {

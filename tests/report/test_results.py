@@ -12,7 +12,7 @@ from headwise.evaluation.compare import compare
 from headwise.evaluation.statistics import Statistics
 from headwise.evaluation.table import ANSWERS
 from headwise.files import MANIFEST, read_json, write_json, write_table
-from headwise.report.results import Results, change, judge, read_results, read_statistics, sort_arms
+from headwise.report.results import Results, change, read_results, read_statistics, sort_arms
 from tests.report.html_page import read_page
 
 FEW = Statistics(bootstrap=200, sign_flips=200)
@@ -74,9 +74,9 @@ def test_bars_stay_on_their_scale_and_on_the_side_of_the_effect(workspace: Path)
 def test_no_gain_on_the_forgetting_probe_is_no_loss(workspace: Path) -> None:
     frame = pl.read_parquet(workspace / "data/evaluations/base/answers.parquet")
     same = compare(frame, frame, FEW)
-    assert {(c.split, judge(c)) for c in same} == {("evaluation", ("no gain", "unclear")), ("forgetting", ("no loss shown", "unclear"))}
+    assert {(c.split, c.verdict) for c in same} == {("evaluation", "no gain"), ("forgetting", "no loss shown")}
     worse = [replace(c, low=-0.3, high=-0.1) for c in same if c.metric == "accuracy"]
-    assert {judge(c) for c in worse} == {("loss", "loss")}
+    assert {c.verdict for c in worse} == {"loss"}
 
 
 def test_arms_are_in_the_order_of_the_question() -> None:

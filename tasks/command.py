@@ -1,5 +1,9 @@
-"""Read a stage's settings from params.yaml into the type that declares them."""
+"""What the steps' command lines share: settings from params.yaml in the type that declares them, and mistakes as one line."""
 
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -7,6 +11,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 PARAMS = Path("params.yaml")
+CODE = Path(__file__).resolve().parents[1]
+OURS = (CODE / "headwise", CODE / "tasks")
 T = TypeVar("T")
 
 
@@ -23,3 +29,15 @@ def read_settings(section: str, type_: type[T]) -> T:
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given {e['input']!r})" for e in error.errors())
         raise ValueError(f"{PARAMS}, section {section!r}: {wrong}") from error
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """What Headwise itself refuses with a ValueError ends the step as that one line; any other error keeps its traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+        if not any(raised_in.is_relative_to(folder) for folder in OURS):
+            raise
+        sys.exit(" ".join(str(error).split()))
