@@ -38,7 +38,7 @@ check: $(READY)  ## format, lint, types, layers, spelling
 	$(BIN)/typos
 
 test: $(READY)  ## the tests, in minutes
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 slow: $(READY) photographs  ## the heavy proofs on the embedded model
 	$(BIN)/pytest -m slow

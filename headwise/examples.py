@@ -155,6 +155,5 @@ def check_bad_share(bad: dict[str, str], total: int, max_bad_share: float) -> No
     """Raises ValueError if more than the stated share of the examples was bad, or if none is left."""
     if bad and (len(bad) > max_bad_share * total or len(bad) == total):
         first = min(bad)
-        raise ValueError(
-            f"{len(bad)} of {total} examples are bad, more than max_bad_share = {max_bad_share:g} allows; the first is {first}: {bad[first]}"
-        )
+        share = f"max_bad_share = {max_bad_share:g}"
+        raise ValueError(f"{len(bad)} of {total} examples are bad, more than {share} allows; the first is {first}: {bad[first]}")

@@ -17,8 +17,8 @@ from headwise.examples import INDEX, BadExample, Example, check_bad_share, open_
 from headwise.files import new_folder, write_manifest
 from headwise.observation import Observation
 from headwise.vlm import VLM, encode, load_vlm, revision
-from tasks.progress import progress_bar
 from tasks.command import plain_errors, read_settings
+from tasks.progress import progress_bar
 
 IMAGES, ATTENTION_FOLDER = Path("data/images"), Path("data/attention")
 SPLIT = "calibration"

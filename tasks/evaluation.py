@@ -14,8 +14,8 @@ from headwise.files import new_folder, write_json, write_manifest, write_table
 from headwise.observation import Observation
 from headwise.selection import Arm
 from headwise.vlm import load_vlm, revision
-from tasks.progress import progress_bar
 from tasks.command import plain_errors, read_settings
+from tasks.progress import progress_bar
 
 IMAGES, ADAPTERS, EVALUATIONS = Path("data/images"), Path("data/adapters"), Path("data/evaluations")
 

@@ -7,8 +7,8 @@ from headwise.data import DataSource, check_data, source_inputs, write_data
 from headwise.examples import check_bad_share, read_examples, write_bad
 from headwise.files import new_folder, write_manifest
 from headwise.scores.head_impact import HeadImpact
-from tasks.progress import progress_bar
 from tasks.command import plain_errors, read_settings
+from tasks.progress import progress_bar
 
 
 def run(source: DataSource, training: Lora, min_images: int, out: Path) -> None:
