@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 import polars as pl
 
 from flows.lineage import read_lineage, report_ids
-from flows.parameters import EMBEDDED, Night
+from flows.parameters import EMBEDDED, Night, weights
 from flows.promotion import shortfalls
 from flows.workspace import find_run
 from headwise.data import Progress, check_data, write_data
@@ -99,6 +99,8 @@ def describe_model(model: str) -> tuple[str, Columns, Cells]:
     """Load a model and say what Headwise sees in it. Raises ValueError if it cannot be used."""
     from headwise.vlm import load_vlm
 
+    if model != EMBEDDED:
+        weights(model)
     vlm = load_vlm(model)
     parameters = sum(parameter.numel() for parameter in vlm.base.parameters())
     facts = {

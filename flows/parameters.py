@@ -207,7 +207,14 @@ def validated(adapter: TypeAdapter[T], content: object, name: str = "") -> T:
     try:
         return adapter.validate_python(content)
     except ValidationError as error:
-        raise ValueError("; ".join(_clause(name, wrong) for wrong in error.errors())) from error
+        places = [wrong["loc"] for wrong in error.errors()]
+        inner = [wrong for wrong in error.errors() if not any(_within(place, wrong["loc"]) for place in places)]
+        raise ValueError("; ".join(_clause(name, wrong) for wrong in inner)) from error
+
+
+def _within(place: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    """A list whose only item is wrong is reported as empty too; the item says more."""
+    return place != outer and place[: len(outer)] == outer
 
 
 def _clause(name: str, wrong: "ErrorDetails") -> str:

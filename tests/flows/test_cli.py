@@ -47,7 +47,7 @@ def test_every_command_has_help_with_examples(command: str) -> None:
         (["controls", "--data", "films"], "data.0: Input should be 'scenes' or 'photos'"),
         (["heads"], "no run: none yet: start with `headwise run`"),
         (["report", "--run", "monday"], "no run named 'monday'; the runs are: none yet"),
-        (["models", "./nowhere"], "./nowhere: no such folder"),
+        (["models", "./nowhere"], "model './nowhere': neither 'headwise-smol'"),
         (["data", "films"], "--data films: neither"),
     ],
 )

@@ -105,6 +105,7 @@ def test_folders_are_named_from_the_root_wherever_they_were_typed(tmp_path: Path
         ("scenes", "nonsense", "top", [], "model 'nonsense': neither 'headwise-smol'"),
         ("scenes", "/nowhere/model", "top", [], "model '/nowhere/model': neither"),
         ("scenes", EMBEDDED, "top,middle", [], r"arms\.1: Input should be 'top', 'bottom', 'random' or 'all' \(given \"middle\"\)"),
+        ("scenes", EMBEDDED, "topp", [], r"^arms\.0: [^;]*$"),
         ("scenes", EMBEDDED, "top,top", [], "names one twice"),
         ("scenes", EMBEDDED, "", [], "arms: Tuple should have at least 1 item"),
         ("scenes", EMBEDDED, "top", ["selection.k=0"], r"selection\.k: Input should be greater than or equal to 1 \(given 0\)"),
