@@ -5,6 +5,7 @@ BIN := .venv/bin
 READY := .venv/ready
 PACKAGES := tuxpaint-stamps-default lomiri-wallpapers-16.04 mate-backgrounds
 export SAM2_BUILD_CUDA = 0
+export PYTHONDONTWRITEBYTECODE =  # where it is set, every stage of a run compiles the sources of torch anew: 8 s each
 
 .PHONY: help install run controls pretrain check test slow bench clean forget photographs
 

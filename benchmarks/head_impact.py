@@ -1,4 +1,5 @@
-"""Head Impact from a Parquet file under another threshold: the obvious loop over maps against headwise, on one core, without a model.
+"""Head Impact from a Parquet file under another threshold: the obvious loop over maps against headwise, without a model. Both work on one
+core; ours decodes the next block of the file in a second thread meanwhile.
 
 `python benchmarks/head_impact.py [EXAMPLES]` prints one JSON line last. Both sides do the same: HI, chance against the same other masks,
 and HI without sinks, under one threshold. Ours also ranks the layers under the other thresholds, reads the file twice (sinks, scores) and

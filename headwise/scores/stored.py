@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def _read_part(part: Path, heads: Heads, scalars: bool) -> Iterator[StoredExampl
     file = _open(part)
     held: pa.Table | None = None
     last = ""
-    for batch in file.iter_batches(batch_size=max(1, BLOCK_ROWS // heads.rows) * heads.rows, columns=columns):
+    for batch in _ahead(file.iter_batches(batch_size=max(1, BLOCK_ROWS // heads.rows) * heads.rows, columns=columns)):
         fresh = pa.Table.from_batches([batch])
         table = fresh if held is None else pa.concat_tables([held, fresh])
         whole = table.num_rows // heads.rows * heads.rows
@@ -114,6 +115,15 @@ def _read_part(part: Path, heads: Heads, scalars: bool) -> Iterator[StoredExampl
     if held is not None and held.num_rows:
         found = f"{held.num_rows} of its {heads.rows} rows ({heads.num_layers} layers x {heads.num_heads} heads)"
         raise ValueError(f"{part}: {held['example_id'][0].as_py()!r} has {found}; was the attention step interrupted?")
+
+
+def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The batches; the next one is decoded in a thread while this one is worked on."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(next, batches, None)
+            yield batch
 
 
 def _split(table: pa.Table, heads: Heads, part: Path) -> Iterator[StoredExample]:

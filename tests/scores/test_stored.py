@@ -178,5 +178,5 @@ def test_memory_does_not_grow_with_the_examples(tmp_path: Path) -> None:
         before = pa.total_allocated_bytes()
         return max(pa.total_allocated_bytes() - before for _ in stored_examples([part], heads, scalars=True))
 
-    small, large = peak(300), peak(1200)  # 10 MB and 39 MB of maps, each in one row group
-    assert large < 1.2 * small
+    small, large = peak(600), peak(2400)  # 20 MB and 79 MB of maps, each in one row group
+    assert large < 1.6 * small  # the batch that is being decoded meanwhile counts by as much as there is of it
