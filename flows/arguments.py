@@ -12,7 +12,7 @@ from flows.parameters import COMPOSED, SECTIONS, Composed, Kinds, Night, data_na
 
 SETTABLE = {section: [f.name for f in fields(getattr(Night(), section))] for section in (*SECTIONS, "promotion")}
 """What `--set` takes: the fields of every section."""
-ARGUMENTS = {"images.kind": "the data", "images.path": "the data", "attention.model": "--model"}
+ARGUMENTS = ("images.kind", "images.path", "attention.model")
 """The fields that an argument of the command says already."""
 
 
@@ -21,8 +21,7 @@ def read_arguments(data: str, model: str, arms: str, settings: Sequence[str] | N
 
     Raises ValueError naming each wrong field, or the data or model that is nowhere.
     """
-    for name_of, argument in ARGUMENTS.items():
-        refuse(settings or (), [name_of], f"name {argument} instead")
+    refuse(settings or (), ARGUMENTS, "the command's own arguments name the data and the model")
     content: dict[str, Any] = parse_overrides(settings or ())
     content["images"] = {**_images(data), **content.get("images", {})}
     content["attention"] = {"model": model, **content.get("attention", {})}

@@ -35,7 +35,7 @@ DataOption = Annotated[str, typer.Option(help="`scenes` (drawn), `photos` (compo
 ModelOption = Annotated[str, typer.Option(help="`headwise-smol`, a transformers folder, or an id on the Hugging Face Hub.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="A parameter of params.yaml, or promotion.margin; repeat it."),
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="A field of a section of params.yaml, or promotion.margin; repeat it."),
 ]
 RunOption = Annotated[str | None, typer.Option("--run", help="The run's name; the latest one if left out.")]
 
@@ -188,7 +188,9 @@ def data(
 
 @app.command()
 def models(
-    model: Annotated[str | None, typer.Argument(help="A model to look at: `headwise-smol` or a transformers folder.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="A model to look at: `headwise-smol`, a transformers folder, or an id on the Hub.")
+    ] = None,
 ) -> None:
     """The model families that Headwise knows, or what it makes of one model.
 

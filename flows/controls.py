@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field
 from flows.environment import state
 from flows.graph import StageFailed
 from flows.nightly import EVALUATIONS, arm_stages, read_answers, shared_stages, started
-from flows.parameters import COMPOSED, DEFAULTS, Composed, Kinds, Parameters, distinct
+from flows.parameters import COMPOSED, DEFAULTS, Kinds, Parameters, distinct
 from flows.pipeline import Pipeline
 from flows.workspace import CONTROLS as WORKSPACE
 from headwise.evaluation.compare import Comparison, compare, paired
@@ -74,17 +74,18 @@ def controls(
         seeds: The seeds of the random layers, the LoRA's first weights and the order of the examples.
     """
     rows: list[Row] = []
+    images = {kind: replace(settings.images, kind=kind, variant="drift") for kind in data}  # refused here if one has no use for a field
     for kind in data:
-        cells = {seed: run_cell(kind, seed, settings) for seed in seeds}
+        cells = {seed: run_cell(seed, replace(settings, images=images[kind])) for seed in seeds}
         rows += table_rows(kind, settings.arms, cells, settings.statistics)
     return publish(rows)
 
 
-def run_cell(kind: Composed, seed: int, settings: Parameters) -> Cell:
+def run_cell(seed: int, settings: Parameters) -> Cell:
     """All arms of one data set and seed, in a workspace of their own; an arm that failed is its reason instead of its answers."""
+    kind = settings.images.kind
     parameters = replace(
         settings,
-        images=replace(settings.images, kind=kind, variant="drift"),
         selection=replace(settings.selection, seed=seed),
         calibration=replace(settings.calibration, seed=seed),
     )

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,8 @@ Outcome = Literal["computed", "restored", "up to date"]
 
 MARKS: dict[str, Outcome] = {"Running stage '": "computed", "is cached - skipping run": "restored", "didn't change, skipping": "up to date"}
 BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
-FAILED = "ERROR: failed to reproduce"
+FAILED = re.compile("ERROR: failed to reproduce .*: failed to run: ")
+"""DVC's line where the command itself failed, which has said why."""
 HINTS = (
     "To track the changes",
     "git add",
@@ -30,7 +32,6 @@ HINTS = (
     "Use `dvc push`",
     "Updating lock",
     "Generating lock",
-    FAILED,
 )
 """DVC's advice to somebody who works by hand; no news in a run's log."""
 
@@ -69,7 +70,7 @@ def reproduce(name: str, folder: Path, log: Callable[[str], object]) -> StageRun
         for line in process.stdout:
             lines.append(line.rstrip())
             outcome = _outcome(line) or outcome
-            if lines[-1] and not lines[-1].strip().startswith(HINTS):
+            if lines[-1] and not lines[-1].strip().startswith(HINTS) and not FAILED.match(lines[-1]):
                 log(lines[-1])
         code = process.wait()
     if code and any(mark in line for mark in BUSY for line in lines):
@@ -97,10 +98,10 @@ def stale_stages(folder: Path) -> frozenset[str] | None:
 
 
 def _reason(lines: Sequence[str]) -> str:
-    """The last line that the command itself wrote; DVC's own words where it never started."""
+    """The last line that the command itself wrote, where it failed; else DVC's own words."""
     said = [line.strip() for line in lines if line.strip()]
-    starts = [place for place, line in enumerate(said) if line.startswith("Running stage '")]
-    own = [line for line in said[starts[-1] + 1 :] if not line.startswith(("> ", FAILED))] if starts else []
+    starts = [place for place, line in enumerate(said) if line.startswith("Running stage '") and FAILED.match(said[-1])]
+    own = [line for line in said[starts[-1] + 1 : -1] if not line.startswith("> ")] if starts else []
     errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
     return (own or errors or [" ".join(said[:2])])[-1]
 

@@ -74,7 +74,13 @@ def try_data(night: Night, progress: Progress) -> tuple[Columns, Cells, dict[str
         check_bad_share(bad, len(bad) + len(examples), source.max_bad_share)
         check_data(examples, night.calibration, night.scores.min_images)
         masks, unusable = exact_masks(folder, [e for e in examples if e.split == "calibration"], night.masks)
-    scored = set(masks.filter(pl.col("key") & pl.col("reason").is_null())["example_id"])
+    usable = masks.filter(pl.col("key") & pl.col("reason").is_null())
+    if (number := usable["image"].n_unique()) < night.scores.min_images:
+        raise ValueError(
+            f"{number} images of split 'calibration' have a usable mask of a key object, the heads need scores.min_images = "
+            f"{night.scores.min_images} to be scored: add images or masks to them, or lower the number"
+        )
+    scored = set(usable["example_id"])
     shown = [
         {"split": e.split, "task": e.task, "image": e.image, "scored": e.id in scored if e.split == "calibration" else None}
         for e in examples
@@ -99,8 +105,7 @@ def describe_model(model: str) -> tuple[str, Columns, Cells]:
     """Load a model and say what Headwise sees in it. Raises ValueError if it cannot be used."""
     from headwise.vlm import load_vlm
 
-    if model != EMBEDDED:
-        weights(model)
+    weights(model)
     vlm = load_vlm(model)
     parameters = sum(parameter.numel() for parameter in vlm.base.parameters())
     facts = {

@@ -2,13 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from headwise.evaluation.compare import least_loss
+from headwise.evaluation.compare import FORGETTING, Comparison, least_loss
 from headwise.examples import CAPTION, Example
-
-if TYPE_CHECKING:
-    from headwise.evaluation.compare import Comparison
 
 LEAST_IMAGES = 10
 """Of fewer, the bootstrap's intervals are too narrow: of 5 images, 5 % show a gain where there is none, and 2.5 % should."""
@@ -30,7 +26,7 @@ def verdict(parts: Sequence[Verdict]) -> Verdict:
 
 def shortfalls(examples: Sequence[Example], margin: float) -> list[str]:
     """Why no adapter can become champion on these examples, whatever it learns: known before anything is computed."""
-    probe = [e for e in examples if e.split == "forgetting"]
+    probe = [e for e in examples if e.split == FORGETTING]
     closed, captions = ([e for e in probe if (e.task == CAPTION) is caption] for caption in (False, True))
     groups = {"evaluation split's captions show": [e for e in examples if (e.split, e.task) == ("evaluation", CAPTION)]}
     groups |= {f"forgetting split's {name} show": group for name, group in (("closed questions", closed), ("captions", captions)) if group}
@@ -42,14 +38,14 @@ def shortfalls(examples: Sequence[Example], margin: float) -> list[str]:
     return found
 
 
-def against_base(comparisons: "Sequence[Comparison]", margin: float) -> Verdict:
+def against_base(comparisons: Sequence[Comparison], margin: float) -> Verdict:
     """Judge a candidate by its comparison with the base model.
 
     Better means: the 95 % interval of the evaluation captions' perplexity ratio lies below 1, and for every headline of the forgetting
     split the interval excludes a loss of more than `margin`. What was not measured, or on few images, was not shown.
     """
     target = _target(comparisons)
-    probes = [c for c in comparisons if c.split == "forgetting" and c.task is None]
+    probes = [c for c in comparisons if c.split == FORGETTING and c.task is None]
     if target is None:
         return Verdict(False, "the evaluation split has no captions, so there is no perplexity to judge by")
     if not probes:
@@ -67,7 +63,7 @@ def against_base(comparisons: "Sequence[Comparison]", margin: float) -> Verdict:
     return Verdict(True, f"{gain.sentence}, and {', '.join(map(_words, probes))} is within the margin of {margin:g}")
 
 
-def against_champion(comparisons: "Sequence[Comparison]", version: str) -> Verdict:
+def against_champion(comparisons: Sequence[Comparison], version: str) -> Verdict:
     """Judge a candidate by its comparison with the champion so far: the captions' perplexity ratio has to lie below 1 with its interval."""
     target = _target(comparisons)
     if target is None:
@@ -81,16 +77,16 @@ def against_uncommitted(code: Sequence[str]) -> list[Verdict]:
     return [Verdict(False, f"what judged it is not committed ({names}): commit it and run again, no model is asked twice")] if code else []
 
 
-def _target(comparisons: "Sequence[Comparison]") -> "Comparison | None":
+def _target(comparisons: Sequence[Comparison]) -> Comparison | None:
     return next((c for c in comparisons if (c.split, c.metric, c.task) == ("evaluation", "perplexity", None)), None)
 
 
-def _gain(rival: str, target: "Comparison") -> Verdict:
+def _gain(rival: str, target: Comparison) -> Verdict:
     is_gain = "is a gain" if target.gain else "is no gain, the interval is not below 1"
     return Verdict(target.gain, f"against {rival} {_words(target)} {is_gain}")
 
 
-def _words(comparison: "Comparison") -> str:
+def _words(comparison: Comparison) -> str:
     c = comparison
     name = "caption perplexity" if c.metric == "perplexity" else "accuracy"
     kind = "ratio" if c.metric == "perplexity" else "difference"

@@ -38,7 +38,6 @@ FIELDS_OF = {
     **dict.fromkeys(("variant", *FOLDER_SHARES, "seed"), COMPOSED),
 }
 """The fields of DataSource that not every kind of data has a use for."""
-ELSEWHERE = {"folder": "a folder's index says which images are in which split", **dict.fromkeys(COMPOSED, "they are composed, not read")}
 MAX_QUESTIONS = 3
 MIN_IMAGES = 2
 """Fewer images of a split say nothing about the spread between images, and so nothing about how sure a result is."""
@@ -74,7 +73,7 @@ class DataSource:
         """Raises ValueError where a field was changed that this kind of data takes no notice of."""
         for name, kinds in FIELDS_OF.items():
             if self.kind not in kinds and getattr(self, name) != getattr(DataSource, name):
-                raise ValueError(f"{name} is for {' and '.join(kinds)}, and the data are of kind {self.kind!r}; {ELSEWHERE[self.kind]}")
+                raise ValueError(f"{name} is for {' and '.join(kinds)}, and the data are of kind {self.kind!r}")
 
 
 def photographs(source: DataSource) -> Photographs:
@@ -197,10 +196,10 @@ def _write_own(source: DataSource, folder: Path, progress: Progress) -> dict[str
     if len(set(ids)) < len(ids):
         twice = sorted({i for i in ids if ids.count(i) > 1})
         raise ValueError(f"{root}: {len(twice)} ids occur more than once in the index, the first is {twice[0]!r}")
-    examples, bad, seen = [], {}, {}
+    examples, bad, seen, names = [], {}, {}, {}
     for number, (example_id, row) in enumerate(zip(ids, rows, strict=True), start=1):
         try:
-            examples.append(_own_example(root, folder, example_id, row, seen))
+            examples.append(_own_example(root, folder, example_id, row, seen, names))
         except BadExample as error:
             bad[example_id] = str(error)
         progress(number, len(rows))
@@ -245,8 +244,14 @@ def _json_rows(path: Path) -> list[dict[str, object]]:
     return rows
 
 
-def _own_example(root: Path, folder: Path, example_id: str, row: dict[str, object], seen: dict[str, tuple[str, str]]) -> Example:
-    """Check one row, and copy its image once. Raises BadExample with the reason."""
+def _own_example(
+    root: Path, folder: Path, example_id: str, row: dict[str, object], seen: dict[str, tuple[str, str]], names: dict[str, str]
+) -> Example:
+    """Check one row, and copy its image once, whatever it is called: copies are one image to every statistic. Raises BadExample with the
+    reason.
+
+    seen: the stored name and the digest of each image of the index so far; names: the stored name of each digest.
+    """
     image, question = row.get("image"), row.get("question")
     answers = _answers(row)
     if not isinstance(image, str) or not image:
@@ -259,7 +264,7 @@ def _own_example(root: Path, folder: Path, example_id: str, row: dict[str, objec
         content = read_image(root, image)
         decode_image(content, image)
         digest = hashlib.sha256(content).hexdigest()
-        seen[image] = (f"images/{_stored_name(image, digest)}", digest)
+        seen[image] = (names.setdefault(digest, f"images/{_stored_name(image, digest)}"), digest)
         (folder / seen[image][0]).write_bytes(content)
     split = row.get("split") or split_of(image, FOLDER_SHARES)
     if split not in FOLDER_SHARES:
@@ -271,7 +276,7 @@ def _own_example(root: Path, folder: Path, example_id: str, row: dict[str, objec
 
 
 def _stored_name(image: str, digest: str) -> str:
-    """One flat name for every content, in which the user's own can be recognised: `cats/tom 1.JPG` is `tom-1-0f1e2d3c4b5a6978.jpg`."""
+    """A flat name in which the user's own can be recognised: `cats/tom 1.JPG` is `tom-1-0f1e2d3c4b5a6978.jpg`."""
     path = PurePosixPath(image)
     stem = re.sub(r"[^A-Za-z0-9]+", "-", path.stem).strip("-")[:40]
     return f"{stem}-{digest[:16]}{path.suffix.lower()}".lstrip("-")
@@ -288,4 +293,5 @@ def _write_own_objects(root: Path, folder: Path, stored: dict[str, str]) -> None
     """Take over the masks, under the images' new names."""
     own = read_table(root / OBJECTS_FILE, OBJECTS)
     kept = own.filter(pl.col("image").is_in(list(stored))).with_columns(pl.col("image").replace_strict(stored, return_dtype=pl.String))
+    kept = kept.unique(["image", "object"], keep="first", maintain_order=True)  # copies of an image, each with its objects
     write_table(kept, folder / OBJECTS_FILE, OBJECTS)

@@ -33,11 +33,14 @@ def read_settings(section: str, type_: type[T]) -> T:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """What Headwise itself refuses with a ValueError ends the step as that one line; any other error keeps its traceback."""
+    """What Headwise itself raises as a ValueError ends the step as that one line; any other error, such as one of numpy's on our line,
+    keeps its traceback.
+    """
     try:
         yield
     except ValueError as error:
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-        if not any(raised_in.is_relative_to(folder) for folder in OURS):
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        ours = any(Path(last.filename).resolve().is_relative_to(folder) for folder in OURS)
+        if not (ours and last.line and last.line.startswith("raise ")):
             raise
         sys.exit(" ".join(str(error).split()))

@@ -16,7 +16,7 @@ from tests.flows.project import ROOT, git
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 PIPELINE_SECONDS, AGAIN_SECONDS = 750, 30
-"""Two quiet cores may take 600 and 20 (449 and 14 were measured); others at work on the same machine are allowed a quarter more."""
+"""Two quiet cores may take 600 and 20 (449 and 14 were measured); others at work beside them may cost a quarter to a half."""
 
 
 @dataclass(frozen=True)

@@ -177,4 +177,4 @@ def test_a_failed_cell_of_the_controls_is_a_cell_with_its_reason(night: Night) -
 
 @flow(persist_result=False)
 def one_cell(settings: Parameters) -> Cell:
-    return run_cell("scenes", 0, settings)
+    return run_cell(0, settings)

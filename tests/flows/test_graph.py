@@ -38,6 +38,14 @@ def test_a_failing_stage_says_the_commands_own_last_line(project: Path) -> None:
         reproduce("failing", project, print)
 
 
+def test_where_the_command_is_not_to_blame_dvc_says_why(project: Path) -> None:
+    (project / "dvc.yaml").write_text("stages:\n  empty:\n    cmd: echo the last line\n    outs: [nowhere]\n")
+    lines: list[str] = []
+    with pytest.raises(StageFailed, match=r"^stage empty failed: .*output 'nowhere' does not exist"):
+        reproduce("empty", project, lines.append)
+    assert any("does not exist" in line for line in lines)
+
+
 def test_an_unknown_stage_and_a_broken_graph_are_named(project: Path) -> None:
     with pytest.raises(StageFailed, match="'nothing' not found"):
         reproduce("nothing", project, print)

@@ -63,6 +63,7 @@ def test_a_second_temporary_server_takes_another_port_than_the_first(monkeypatch
     monkeypatch.setattr("atexit.register", lambda *_: None)
     for _ in range(2):
         monkeypatch.setenv("PREFECT_API_URL", "")
+        monkeypatch.setenv("PREFECT_UI_URL", "somewhere")
         start_prefect_api()
     ports = {listener.getsockname()[1] for listener in held}
     for listener in held:

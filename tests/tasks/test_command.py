@@ -1,10 +1,11 @@
 """How a step ends where something is wrong: one line for what Headwise refuses, a traceback for what nobody foresaw."""
 
-import numpy as np
 import pytest
 
 from headwise.masks.rle import runs
+from headwise.vlm import encode
 from tasks.command import plain_errors
+from tests.tiny import tiny_lm
 
 
 def test_what_headwise_refuses_is_one_line() -> None:
@@ -13,6 +14,6 @@ def test_what_headwise_refuses_is_one_line() -> None:
     assert ended.value.code == "'!' is no character of COCO run lengths"
 
 
-def test_what_nobody_foresaw_keeps_its_traceback() -> None:
-    with pytest.raises(ValueError, match="could not be broadcast"), plain_errors():
-        np.ones(3) + np.ones(4)
+def test_what_nobody_foresaw_keeps_its_traceback_though_it_happens_on_our_line() -> None:
+    with pytest.raises(ValueError, match="empty"), plain_errors():
+        encode(tiny_lm(), [], [])
