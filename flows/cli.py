@@ -46,7 +46,10 @@ def run(
     model: ModelOption = EMBEDDED,
     arms: Annotated[str, typer.Option(help="Layers to calibrate; the first arm is the candidate, the others controls.")] = "top,bottom",
     settings: SetOption = None,
-    name: Annotated[str | None, typer.Option(help="The run's workspace; the same name again recomputes only what changed.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="The run's workspace, called after the data if left out; the same name again recomputes only what changed."),
+    ] = None,
 ) -> None:
     """Images, masks, attention, scores, selection, calibration, evaluation, promotion: the whole night in one go.
 
@@ -176,14 +179,16 @@ def data(
 
         parameters = read_arguments(what, EMBEDDED, "top", settings)
         with progress_bar("images") as progress:
-            columns, rows, bad, missing = try_data(parameters, progress)
-        _print_table(f"{what}: examples by split and task", columns, rows)
-        for example_id, reason in sorted(bad.items())[:MAX_BAD]:
+            trial = try_data(parameters, progress)
+        _print_table(f"{what}: examples by split and task", trial.columns, trial.rows)
+        for example_id, reason in sorted(trial.bad.items())[:MAX_BAD]:
             _console().print(f"left out: {example_id}: {reason}", markup=False, soft_wrap=True)
-        if len(bad) > MAX_BAD:
-            _console().print(f"left out: {len(bad) - MAX_BAD} more")
-        for reason in missing:
+        if len(trial.bad) > MAX_BAD:
+            _console().print(f"left out: {len(trial.bad) - MAX_BAD} more")
+        for reason in trial.shortfalls:
             _console().print(f"no adapter can become champion: {reason}", markup=False, soft_wrap=True)
+        if trial.refusal:
+            raise ValueError(trial.refusal)
 
 
 @app.command()

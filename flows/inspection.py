@@ -1,5 +1,7 @@
 """What the command shows of runs, data sets and models, as tables of text."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -8,13 +10,17 @@ import polars as pl
 from flows.lineage import read_lineage, report_ids
 from flows.parameters import EMBEDDED, Night, weights
 from flows.promotion import shortfalls
-from flows.workspace import find_run
+from flows.workspace import UNFINISHED, find_run
 from headwise.data import Progress, check_data, write_data
 from headwise.examples import check_bad_share, read_examples
 from headwise.files import read_table
 from headwise.masks.exact import exact_masks
 from headwise.scores.schema import HEADS, HEADS_FILE
 
+CUT_SHORT = (
+    "The latest run here has not come to its end, so there is no verdict, and what is below may be of an earlier run with other settings: "
+    "run it again, and it goes on with the stage that it stopped in."
+)
 Columns = tuple[str, ...]
 Cells = list[tuple[str, ...]]
 
@@ -52,45 +58,61 @@ def draw_heat_map(name: str | None, statistic: str, png: Path) -> Path:
 
 
 def write_run_report(name: str | None, out: Path | None) -> Path:
-    """Write the report of a run again, with the ids and the verdict that its lineage holds."""
+    """Write the report of a run again, with the ids and the verdict that its lineage holds, unless they are an earlier run's."""
     from headwise.report.page import write_report
 
     folder = find_run(name)
-    return write_report(folder, out or folder / "report", report_ids(read_lineage(folder)))
+    ids = {"verdict": CUT_SHORT} if (folder / UNFINISHED).is_file() else report_ids(read_lineage(folder))
+    return write_report(folder, out or folder / "report", ids)
 
 
-def try_data(night: Night, progress: Progress) -> tuple[Columns, Cells, dict[str, str], list[str]]:
-    """Build the data set in a temporary folder: its examples by split and task, the examples left out with their reasons, and why no
-    adapter could become champion on it.
+@dataclass(frozen=True)
+class Trial:
+    """A data set that was built aside: its examples by split and task, the examples left out with their reasons, why a run on it would
+    fail if it would, and why no adapter could become champion on it.
+    """
 
-    Of the calibration split the masks are made too: `to score with` counts the examples with a key object whose mask is good enough.
-    Raises ValueError if a run on it would fail.
+    columns: Columns
+    rows: Cells
+    bad: Mapping[str, str]
+    refusal: str | None
+    shortfalls: Sequence[str]
+
+
+def try_data(night: Night, progress: Progress) -> Trial:
+    """Build the data set in a temporary folder, and of its calibration split the masks.
+
+    Raises ValueError if the source cannot give a data set at all.
     """
     source = night.images
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "images"
         bad = write_data(source, folder, progress)
         examples = read_examples(folder)
+        calibration = [e for e in examples if e.split == "calibration"]
+        masks, unusable = exact_masks(folder, calibration, replace(night.masks, max_bad_share=1))
+    usable = masks.filter(pl.col("key") & pl.col("reason").is_null())
+    refusal = None
+    try:
         check_bad_share(bad, len(bad) + len(examples), source.max_bad_share)
         check_data(examples, night.calibration, night.scores.min_images)
-        masks, unusable = exact_masks(folder, [e for e in examples if e.split == "calibration"], night.masks)
-    usable = masks.filter(pl.col("key") & pl.col("reason").is_null())
-    if (number := usable["image"].n_unique()) < night.scores.min_images:
-        raise ValueError(
-            f"{number} images of split 'calibration' have a usable mask of a key object, the heads need scores.min_images = "
-            f"{night.scores.min_images} to be scored: add images or masks to them, or lower the number"
-        )
+        check_bad_share(unusable, len(calibration), night.masks.max_bad_share)
+        if (number := usable["image"].n_unique()) < night.scores.min_images:
+            raise ValueError(
+                f"{number} images of split 'calibration' have a usable mask of a key object, the heads need scores.min_images = "
+                f"{night.scores.min_images} to be scored: add images or masks to them, or lower the number"
+            )
+    except ValueError as error:
+        refusal = str(error)
     scored = set(usable["example_id"])
-    shown = [
-        {"split": e.split, "task": e.task, "image": e.image, "scored": e.id in scored if e.split == "calibration" else None}
-        for e in examples
-    ]
-    groups = pl.DataFrame(shown, infer_schema_length=None).group_by("split", "task")
+    shown = [(e.split, e.task, e.image, e.id in scored if e.split == "calibration" else None) for e in examples]
+    schema = {"split": pl.String, "task": pl.String, "image": pl.String, "scored": pl.Boolean}
+    groups = pl.DataFrame(shown, schema=schema, orient="row").group_by("split", "task")
     scorable = pl.when(pl.col("scored").count() > 0).then(pl.col("scored").sum()).alias("scored")
     counts = groups.agg(pl.len(), pl.col("image").n_unique(), scorable).sort("split", "task")
     rows = [tuple("-" if value is None else str(value) for value in row) for row in counts.iter_rows()]
-    columns = ("split", "task", "examples", "images", "to score with")
-    return columns, rows, bad | unusable, shortfalls(examples, night.promotion.margin)
+    columns = ("split", "task", "examples", "images", "with a usable mask")
+    return Trial(columns, rows, bad | unusable, refusal, shortfalls(examples, night.promotion.margin))
 
 
 def known_families() -> tuple[str, Columns, Cells]:

@@ -19,6 +19,9 @@ NAME: TypeAdapter[str] = TypeAdapter(Name)
 CONTROLS = "controls-"
 """What the names of the controls' workspaces begin with."""
 
+UNFINISHED = "unfinished"
+"""A file in the clone for as long as a run goes on, and after one that did not come to its end."""
+
 CODE = ("flows/", "headwise/", "tasks/")
 
 
@@ -66,7 +69,8 @@ def find_run(name: str | None) -> Path:
 def open_workspace(name: str, params: Mapping[str, object]) -> Iterator[Workspace]:
     """The clone `.headwise/runs/NAME` at the checkout's HEAD with these parameters in `params.yaml`, held for this process alone.
 
-    The same name finds the same clone with its `dvc.lock`, so an equal run recomputes nothing. The DVC cache is the checkout's.
+    The same name finds the same clone with its `dvc.lock`, so an equal run recomputes nothing. The DVC cache is the checkout's. A block
+    that ends in an error leaves the file `unfinished` behind.
     Raises ValueError on a name that is no file name, a checkout without a commit, or a workspace that another run holds.
     """
     try:
@@ -82,7 +86,9 @@ def open_workspace(name: str, params: Mapping[str, object]) -> Iterator[Workspac
             _move(folder, commit)
         workspace = Workspace(name, folder, commit, uncommitted)
         workspace.write_params(params)
+        (folder / UNFINISHED).touch()
         yield workspace
+        (folder / UNFINISHED).unlink()
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -141,7 +147,7 @@ def _clone(root: Path, folder: Path, commit: str) -> None:
     local = f"[core]\n    site_cache_dir = {state() / 'dvc'}\n[cache]\n    dir = {cache.stdout.strip()}\n"
     (partial / ".dvc" / "config.local").write_text(local, encoding="utf-8")
     with (partial / ".git" / "info" / "exclude").open("a", encoding="utf-8") as exclude:
-        exclude.write("/.dvc/config.local\n/lineage.json\n/report/\n")
+        exclude.write(f"/.dvc/config.local\n/lineage.json\n/report/\n/{UNFINISHED}\n")
     partial.rename(folder)
 
 

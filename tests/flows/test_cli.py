@@ -92,7 +92,7 @@ def test_data_shows_what_a_folder_holds_and_what_it_leaves_out(project: Path, tm
         return " ".join(runner.invoke(app, ["data", str(folder), *arguments]).output.split())
 
     shown = data(*allowed)
-    assert "to score with" in shown and "calibration vqa 2 2 2" in shown and "evaluation vqa 2 2 -" in shown
+    assert "with a usable mask" in shown and "calibration vqa 2 2 2" in shown and "evaluation vqa 2 2 -" in shown
     assert "left out: b: no question in the index" in shown
     assert "no adapter can become champion: the evaluation split's captions show 0 images" in shown
     assert "more than max_bad_share" in data()
@@ -100,7 +100,9 @@ def test_data_shows_what_a_folder_holds_and_what_it_leaves_out(project: Path, tm
     assert "no caption among 2 examples" in data(*allowed[:4])
     objects[1]["phrase"] = "ring"
     write_table(pa.Table.from_pylist(objects, schema=OBJECTS), folder / "objects.parquet", OBJECTS)
-    assert "no object is 'disc', the image has ['ring']" in data(*allowed)
+    refused = data(*allowed)
+    assert "left out: 000002: images/1-" in refused and "no object is 'disc', the image has ['ring']" in refused
+    assert "headwise: 1 of 2 examples are bad" in refused
     half = ["--set", "masks.max_bad_share=0.5"]
     assert "1 images of split 'calibration' have a usable mask of a key object" in data(*allowed, *half)
     (folder / "objects.parquet").unlink()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.graph import reproduce, stale_stages
+from flows.inspection import write_run_report
 from flows.workspace import find_run, open_workspace, runs_folder
 from tests.flows.project import CONTENT, commit, git
 
@@ -52,6 +53,19 @@ def test_a_workspace_is_held_by_one_run_at_a_time(project: Path) -> None:
         pass
     with open_workspace("one", CONTENT):
         pass
+
+
+def test_the_report_of_a_run_that_was_cut_short_shows_no_earlier_verdict(project: Path) -> None:
+    with open_workspace("one", CONTENT) as workspace:
+        (workspace.folder / "lineage.json").write_text(json.dumps({"verdict": "Champion: of long ago.", "ids": {"commit": "abc"}}))
+    assert "of long ago" in write_run_report("one", None).read_text()
+    with pytest.raises(RuntimeError), open_workspace("one", CONTENT):
+        raise RuntimeError
+    page = write_run_report("one", None).read_text()
+    assert "has not come to its end" in page and "of long ago" not in page
+    with open_workspace("one", CONTENT):
+        pass
+    assert "of long ago" in write_run_report("one", None).read_text()
 
 
 @pytest.mark.parametrize("name", ["", "../up", ".hidden", "a b", "x" * 81])
