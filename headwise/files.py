@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 MANIFEST = "manifest.json"
+UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
+"""What Arrow raises where a file is broken, or holds what a type cannot."""
 PARTIAL, NEW, OLD = ".partial", "new", "old"
 """How the hidden folder of an unfinished write ends, and what lies in it: the new folder, and the one that it replaces."""
 
@@ -134,7 +136,7 @@ def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None, 
     try:
         _check_columns(pq.read_schema(path), path, schema)
         table = pq.read_table(path, columns=names, filters=rows)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path}: not a readable Parquet file of {', '.join(schema.names)} ({error})") from error
     frame = pl.from_arrow(pa.table({name: _cast(table[name], schema.field(name), path) for name in names}))
     assert isinstance(frame, pl.DataFrame)
@@ -144,7 +146,7 @@ def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None, 
 def _cast(column: pa.ChunkedArray, field: pa.Field, path: Path) -> pa.ChunkedArray:
     try:
         return column.cast(field.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path}: column {field.name!r} holds {column.type}, expected is {field.type} ({error})") from error
 
 
