@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwise.attention.reducers import statistics
+from headwise.attention.reducers import Reading, statistics
 from headwise.attention.schema import MAPS
 from headwise.attention.seam import Attention, visiting
 from headwise.segments import Grid
@@ -32,19 +32,17 @@ def observe(vlm: VLM, batch: Batch) -> Observed:
     """
     if not bool(batch.segments.answer.any(1).all()):
         raise ValueError("the batch has an example without an answer: encode it with `answers`")
-    gathered = statistics()
+    reading, layers = Reading.of(batch.segments), list[dict[str, Tensor]]()
 
     def visit(attention: Attention, output: Tensor) -> None:
-        for rows in attention.rows():
-            for statistic in gathered:
-                statistic.update(attention.layer, rows, batch.segments)
+        layers.append(statistics(attention, reading))
 
     with visiting(vlm, visit):
         forward(vlm, batch)
-    found = {name: tensor.cpu() for statistic in gathered for name, tensor in statistic.result(batch.segments).items()}
-    visual = batch.segments.visual.cpu()
-    maps = {name: tuple(keys[:, :, here].numpy() for keys, here in zip(found[name], visual, strict=True)) for name in MAPS}
-    return Observed(maps, {name: tensor.numpy() for name, tensor in found.items() if name not in MAPS}, batch.segments.grids)
+    found = {name: torch.stack([layer[name] for layer in layers], dim=1).cpu().numpy() for name in layers[0]}
+    sizes = batch.segments.visual.sum(1).tolist()
+    maps = {name: tuple(map_[:, :, :size] for map_, size in zip(found[name], sizes, strict=True)) for name in MAPS}
+    return Observed(maps, {name: values for name, values in found.items() if name not in MAPS}, batch.segments.grids)
 
 
 def forward(vlm: VLM, batch: Batch, logits_to_keep: int = 1, **options: object) -> Any:

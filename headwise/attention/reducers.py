@@ -1,146 +1,105 @@
-"""Statistics of attention, gathered row block by row block, for every example, layer and head.
+"""Statistics of a layer's attention for every example and head, from the few entries that they need.
 
 Notation: A[i, j] attention of query i to key j; R the answer's rows; I the visual tokens; T the text tokens, question and answer;
 S the system tokens, before the image; an average over no rows or tokens is 0.
 """
 
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headwise.attention.seam import Rows
+from headwise.attention.seam import BLOCK_BYTES, Attention, Places
 from headwise.segments import Segments
 
 
-@runtime_checkable
-class Statistic(Protocol):
-    """A statistic that is updated with the row blocks of one batch, layer by layer."""
+@dataclass(frozen=True)
+class Reading:
+    """Which rows and keys of a batch are read; made once, used in every layer."""
 
-    def update(self, layer: int, rows: Rows, segments: Segments) -> None:
-        """Take in a block of query rows."""
-        ...
+    segments: Segments
+    answer: Places
+    question: Places
+    visual: Places
+    system: Places
+    others: Places
 
-    def result(self, segments: Segments) -> dict[str, Float[Tensor, "batch layer head *key"]]:
-        """The named statistics of the batch's examples."""
-        ...
+    @classmethod
+    def of(cls, segments: Segments) -> "Reading":
+        """The places of each segment."""
+        found = (segments.answer, segments.question, segments.visual, segments.system, segments.system | segments.text)
+        return cls(segments, *map(Places.of, found))
 
 
-@dataclass
-class RowMeans:
-    """Means over rows of the attention to each key, from which all that is linear in A follows.
+def statistics(attention: Attention, reading: Reading) -> dict[str, Float[Tensor, "batch head *key"]]:
+    """All statistics of one layer, in fp32; maps hold every visual token of an example, then zeros.
 
     map = mean_R A[i, I] (mean_T for text_image_map); visual_mass, text_mass, system_mass = mean_R of the attention that falls on the
-    segment (they sum to 1); initial_mass = mean_R A[i, first]; text_to_image = sum_{i in T, j in I} A[i, j] / |T||I| (RAH-LoRA eq. 3).
+    segment (they sum to 1); initial_mass = mean_R A[i, first]; max_visual = mean_R max_{j in I} A[i, j] (SADS);
+    nonvisual_entropy = -sum_j p_j log p_j with p = mean_R of A[i, not I] / sum A[i, not I], in nats (SADS);
+    text_to_image = sum_{i in T, j in I} A[i, j] / |T||I| (RAH-LoRA eq. 3).
     image_to_text = sum_{i in I, j in S or T} A[i, j] / |S or T||I|: the paper has T alone, which an image before the question cannot see
-    in a causal decoder, so that it would be 0; that S counts is our choice. Maps hold every key; those outside I are 0.
+    in a causal decoder, so that it would be 0; that S counts is our choice.
+    key_variance = mean over width of the variance of a KV head's keys over the positions of all segments, after rotation (SADS); the
+    query heads of a group share their KV head's value.
     """
-
-    sums: dict[int, Float[Tensor, "batch head 3 key"]] = field(default_factory=dict)
-
-    def update(self, layer: int, rows: Rows, segments: Segments) -> None:
-        """Add a block's share of the means over R, T and I."""
-        weights = torch.stack([_mean_weights(kind) for kind in (segments.answer, segments.text, segments.visual)], dim=1)
-        stop = rows.start + rows.probabilities.shape[2]
-        block = weights[:, None, :, rows.start : stop] @ rows.probabilities
-        _add(self.sums, layer, block)
-
-    def result(self, segments: Segments) -> dict[str, Float[Tensor, "batch layer head *key"]]:
-        """Maps over keys, and the scalar statistics."""
-        answer, text, visual = _by_layer(self.sums).unbind(dim=3)
-        first = torch.nn.functional.one_hot(segments.first, answer.shape[-1])
-        return {
-            "map": answer * _keys(segments.visual),
-            "text_image_map": text * _keys(segments.visual),
-            "visual_mass": (answer * _keys(segments.visual)).sum(-1),
-            "text_mass": (answer * _keys(segments.text)).sum(-1),
-            "system_mass": (answer * _keys(segments.system)).sum(-1),
-            "initial_mass": (answer * _keys(first)).sum(-1),
-            "text_to_image": (text * _keys(_mean_weights(segments.visual))).sum(-1),
-            "image_to_text": (visual * _keys(_mean_weights(segments.system | segments.text))).sum(-1),
-        }
-
-
-@dataclass
-class MaxVisual:
-    """max_visual = mean_R max_{j in I} A[i, j] (SADS)."""
-
-    sums: dict[int, Float[Tensor, "batch head"]] = field(default_factory=dict)
-
-    def update(self, layer: int, rows: Rows, segments: Segments) -> None:
-        """Add the answer rows of a block."""
-        highest = (rows.probabilities * segments.visual[:, None, None]).amax(dim=-1)
-        weights = _mean_weights(segments.answer)[:, rows.start : rows.start + highest.shape[2]]
-        block = (highest * weights[:, None]).sum(-1)
-        _add(self.sums, layer, block)
-
-    def result(self, segments: Segments) -> dict[str, Float[Tensor, "batch layer head *key"]]:
-        """In [0, 1]."""
-        return {"max_visual": _by_layer(self.sums)}
+    segments, H = reading.segments, attention.query.shape[1]
+    answer = attention.probabilities(reading.answer)
+    means, highest, entropy = _answer_rows(answer, segments)
+    visual = reading.visual.index[:, None].expand(-1, H, -1)
+    real = reading.visual.real[:, None]
+    number_text, number_visual = segments.text.sum(1)[:, None], segments.visual.sum(1)[:, None].clamp_min(1)
+    seen = means.gather(2, visual) * real
+    text = _column_sums(attention, reading.question, reading.visual) + seen * segments.answer.sum(1)[:, None, None]
+    text = text / number_text.clamp_min(1)[..., None]
+    looked_back = _column_sums(attention, reading.visual, _behind(attention, reading)).sum(-1)
+    return {
+        "map": seen,
+        "text_image_map": text,
+        "visual_mass": (means * segments.visual[:, None]).sum(-1),
+        "text_mass": (means * segments.text[:, None]).sum(-1),
+        "system_mass": (means * segments.system[:, None]).sum(-1),
+        "initial_mass": means.gather(2, segments.first[:, None, None].expand(-1, H, 1))[..., 0],
+        "max_visual": highest,
+        "nonvisual_entropy": entropy,
+        "text_to_image": text.sum(-1) / number_visual,
+        "image_to_text": looked_back / (number_visual * (segments.system | segments.text).sum(1)[:, None].clamp_min(1)),
+        "key_variance": _key_variance(attention, segments),
+    }
 
 
-@dataclass
-class NonvisualEntropy:
-    """nonvisual_entropy = -sum_j p_j log p_j with p = mean_R of A[i, not I] / sum A[i, not I], in nats (SADS)."""
-
-    sums: dict[int, Float[Tensor, "batch head key"]] = field(default_factory=dict)
-
-    def update(self, layer: int, rows: Rows, segments: Segments) -> None:
-        """Add the answer rows of a block, each renormalised over the keys that are not visual."""
-        kept = rows.probabilities * ~segments.visual[:, None, None]
-        mass = kept.sum(-1).clamp_min(torch.finfo(kept.dtype).tiny)  # a row that falls wholly on the image has no share elsewhere
-        weights = _mean_weights(segments.answer)[:, None, rows.start : rows.start + kept.shape[2]] / mass
-        block = (weights[:, :, None] @ kept).squeeze(2)
-        _add(self.sums, layer, block)
-
-    def result(self, segments: Segments) -> dict[str, Float[Tensor, "batch layer head *key"]]:
-        """In [0, log of the number of keys]."""
-        p = _by_layer(self.sums)
-        return {"nonvisual_entropy": -torch.xlogy(p, p).sum(-1)}
+def _answer_rows(
+    rows: Float[Tensor, "batch head row key"], segments: Segments
+) -> tuple[Float[Tensor, "batch head key"], Float[Tensor, "batch head"], Float[Tensor, "batch head"]]:
+    """Mean over the rows, mean of the rows' highest attention to the image, entropy elsewhere; filled-up rows are 0."""
+    number = segments.answer.sum(1).clamp_min(1)[:, None, None]
+    highest = (rows * segments.visual[:, None, None]).amax(dim=-1).sum(-1) / number[..., 0]
+    elsewhere = (~segments.visual).float()[:, None, :, None]
+    share = (rows @ elsewhere).squeeze(-1)
+    weights = torch.stack([torch.ones_like(share), 1 / share.clamp_min(torch.finfo(share.dtype).tiny)], dim=2)
+    mean, p = ((weights @ rows) / number[..., None]).unbind(2)
+    p = p * ~segments.visual[:, None]
+    return mean, highest, -torch.xlogy(p, p).sum(-1)
 
 
-@dataclass
-class KeyVariance:
-    """key_variance = mean over width of the variance of a KV head's keys over the positions of all segments, after rotation (SADS).
-
-    The query heads of a group share their KV head's value.
-    """
-
-    values: dict[int, Float[Tensor, "batch head"]] = field(default_factory=dict)
-
-    def update(self, layer: int, rows: Rows, segments: Segments) -> None:
-        """Take a layer's keys once, with its first block."""
-        if rows.start > 0:
-            return
-        weights = _mean_weights(segments.real)[:, None, :, None]
-        mean = (rows.keys * weights).sum(2, keepdim=True)
-        variance = ((rows.keys - mean) ** 2 * weights).sum(2).mean(-1)
-        self.values[layer] = variance.repeat_interleave(rows.probabilities.shape[1] // rows.keys.shape[1], dim=1)
-
-    def result(self, segments: Segments) -> dict[str, Float[Tensor, "batch layer head *key"]]:
-        """In squared units of the keys."""
-        return {"key_variance": _by_layer(self.values)}
+def _behind(attention: Attention, reading: Reading) -> Places:
+    """The keys outside the image that an image token may attend to: those before it, in a prefix mask those after it too."""
+    return reading.system if attention.causal and attention.mask is None else reading.others
 
 
-def statistics() -> tuple[Statistic, ...]:
-    """A fresh set of all statistics, for one batch."""
-    return RowMeans(), MaxVisual(), NonvisualEntropy(), KeyVariance()
+def _column_sums(attention: Attention, rows: Places, keys: Places) -> Float[Tensor, "batch head key"]:
+    """sum_i A[i, j] over the rows, block by block."""
+    B, H = attention.query.shape[:2]
+    total = attention.query.new_zeros(B, H, keys.index.shape[1], dtype=torch.float32)
+    for block in rows.blocks(max(1, BLOCK_BYTES // (4 * B * H * max(1, keys.index.shape[1])))):
+        total += attention.probabilities(block, keys).sum(2)
+    return total
 
 
-def _mean_weights(mask: Bool[Tensor, "batch token"]) -> Float[Tensor, "batch token"]:
-    """Weights that sum to 1 over the marked tokens; all 0 where none is marked."""
-    return mask / mask.sum(1, keepdim=True).clamp_min(1)
-
-
-def _keys(weights: Tensor) -> Float[Tensor, "batch 1 1 key"]:
-    return weights[:, None, None].float()
-
-
-def _add(sums: dict[int, Tensor], layer: int, block: Tensor) -> None:
-    sums[layer] = sums[layer] + block if layer in sums else block
-
-
-def _by_layer(values: dict[int, Tensor]) -> Float[Tensor, "batch layer head *key"]:
-    return torch.stack([values[layer] for layer in sorted(values)], dim=1)
+def _key_variance(attention: Attention, segments: Segments) -> Float[Tensor, "batch head"]:
+    weights = segments.real / segments.real.sum(1, keepdim=True).clamp_min(1)
+    keys, weights = attention.key.float(), weights[:, None, :, None]
+    mean = (keys * weights).sum(2, keepdim=True)
+    variance = ((keys - mean) ** 2 * weights).sum(2).mean(-1)
+    return variance.repeat_interleave(attention.query.shape[1] // keys.shape[1], dim=1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -22,8 +22,8 @@ from headwise.vlm import VLM
 NAME = "headwise"
 """The attention implementation's name in transformers."""
 
-ROW_BLOCK = 128
-"""Query rows per block: what is held at once is batch x heads x 128 x keys in fp32."""
+BLOCK_BYTES = 8 << 20
+"""How much of a block of attention probabilities is held at once."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,36 @@ class Attention:
     mask: Tensor | None
     scaling: float
     causal: bool
+    lse: Float[Tensor, "batch head query"]
 
-    def rows(self, block: int = ROW_BLOCK) -> Iterator[Rows]:
+    def probabilities(self, rows: "Places", keys: "Places | None" = None) -> Float[Tensor, "batch head row key"]:
+        """`exp(q k^T * scaling + mask - lse)` in fp32 at these rows and keys (None: all keys); 0 where a place is filled up.
+
+        With the log-sum-exp of its row an entry needs no other entry (Dao et al. 2022, arXiv 2205.14135, alg. 1).
+        """
+        B, H, _, D = self.query.shape
+        KV = self.key.shape[1]
+        q_BHRD, k_BKVKD = _take(self.query, rows.index), self.key if keys is None else _take(self.key, keys.index)
+        R, K = q_BHRD.shape[2], k_BKVKD.shape[2]
+        lse = self.lse.gather(2, rows.index[:, None].expand(-1, H, -1)).masked_fill(~rows.real[:, None], torch.inf)
+        q = (q_BHRD.float() * self.scaling).reshape(B * KV, -1, D)
+        k = k_BKVKD.float().reshape(B * KV, K, D)
+        scores = torch.baddbmm(-lse.reshape(B * KV, -1, 1), q, k.transpose(1, 2)).view(B, H, R, K)
+        return self._masked_at(scores, rows, keys).exp_()
+
+    def _masked_at(self, scores: Float[Tensor, "batch head row key"], rows: "Places", keys: "Places | None"):
+        if self.mask is not None:
+            mask = self.mask.expand(len(scores), *self.mask.shape[1:])
+            mask = torch.stack([own[:, places] for own, places in zip(mask, rows.index, strict=True)])
+            if keys is not None:
+                mask = torch.stack([own[:, :, places] for own, places in zip(mask, keys.index, strict=True)])
+            scores = scores.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
+        elif self.causal:
+            at = torch.arange(self.key.shape[2], device=scores.device)[None] if keys is None else keys.index
+            scores = scores.masked_fill_((at[:, None] > rows.index[:, :, None])[:, None], -torch.inf)
+        return scores if keys is None else scores.masked_fill_(~keys.real[:, None, None], -torch.inf)
+
+    def rows(self, block: int = 16) -> Iterator[Rows]:
         """`softmax(q k^T * scaling + mask)` in fp32, block by block of query rows. Grouped keys are not repeated: the query heads of a
         group are further rows of the same product.
         """
@@ -72,6 +100,46 @@ class Attention:
         return scores.masked_fill(later, lowest)
 
 
+@dataclass(frozen=True)
+class Places:
+    """The positions of a segment's tokens, one row per example, filled up with 0 where an example has fewer; `real` tells which count."""
+
+    index: Int[Tensor, "batch place"]
+    real: Bool[Tensor, "batch place"]
+
+    @classmethod
+    def of(cls, segment: Bool[Tensor, "batch token"]) -> "Places":
+        """Where the segment is, in order."""
+        number = segment.sum(1, keepdim=True)
+        index = (~segment).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(number.max())]
+        real = torch.arange(index.shape[1], device=index.device) < number
+        return cls(index.masked_fill(~real, 0), real)
+
+    def blocks(self, size: int) -> Iterator["Places"]:
+        """The same places, `size` at a time."""
+        for start in range(0, self.index.shape[1], size):
+            yield Places(self.index[:, start : start + size], self.real[:, start : start + size])
+
+
+def _take(heads: Float[Tensor, "batch head token width"], index: Int[Tensor, "batch place"]) -> Float[Tensor, "batch head place width"]:
+    if len(heads) == 1:
+        return heads.index_select(2, index[0])
+    return heads.gather(2, index[:, None, :, None].expand(-1, heads.shape[1], -1, heads.shape[3]))
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, causal: bool
+) -> tuple[Float[Tensor, "batch query head width"], Float[Tensor, "batch head query"]] | None:
+    """SDPA's fused CPU kernel with the log-sum-exp of each row, which the public function drops; None where it would not be chosen."""
+    if query.device.type != "cpu" or value.shape[-1] != query.shape[-1]:
+        return None
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    output, lse = kernel(query, key, value, 0.0, causal, attn_mask=mask, scale=scaling)
+    return output.transpose(1, 2).contiguous(), lse
+
+
 Visitor = Callable[[Attention, Float[Tensor, "batch query head value_width"]], Tensor | None]
 """Called once per layer with the layer's output; what it returns, unless None, takes the output's place."""
 
@@ -90,15 +158,17 @@ def visited_attention(
     """SDPA, shown to the visitor of this context. Raises ValueError on attention that is more than a softmax of scaled, masked scores."""
     if unknown := [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]:
         raise ValueError(f"{type(module).__name__} changes its attention scores by {unknown[0]}, which Headwise does not read")
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     visitor = _visitor.get()
     if visitor is None:
-        return output, None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     is_causal = kwargs["is_causal"] if kwargs.get("is_causal") is not None else getattr(module, "is_causal", True)
     causal = bool(is_causal) and attention_mask is None and query.shape[2] > 1
     assert not causal or query.shape[2] == key.shape[2], "a causal step over a cache comes with a mask"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    replaced = visitor(Attention(getattr(module, "layer_idx"), query, key, value, attention_mask, scale, causal), output)  # noqa: B009
+    found = attend(query, key, value, attention_mask, scale, causal)
+    assert found is not None
+    output, lse = found
+    replaced = visitor(Attention(getattr(module, "layer_idx"), query, key, value, attention_mask, scale, causal, lse), output)  # noqa: B009
     return output if replaced is None else replaced, None
 
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwise.attention.observe import Observed, forward, observe
-from headwise.attention.reducers import statistics
+from headwise.attention.reducers import Reading, statistics
 from headwise.attention.schema import MAPS
-from headwise.attention.seam import ROW_BLOCK, Attention, visiting
+from headwise.attention.seam import Attention, attend, visiting
 from headwise.segments import Kind, Segments, segments
 from headwise.vlm import VLM, Batch, encode
 from tests.attention.families import family
@@ -84,7 +84,9 @@ def random_layer(shape: dict[str, Any]) -> tuple[Attention, Segments]:
     if shape["added"]:
         mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     grid = (1, shape["visual"]) if shape["visual"] else None
-    return Attention(0, query, key, value, mask, shape["scaling"], True), segments(kinds, (grid,) * shape["batch"])
+    found = attend(query, key, value, mask, shape["scaling"], False)
+    assert found is not None
+    return Attention(0, query, key, value, mask, shape["scaling"], True, found[1]), segments(kinds, (grid,) * shape["batch"])
 
 
 def whole(attention: Attention) -> np.ndarray:
@@ -101,18 +103,13 @@ def whole(attention: Attention) -> np.ndarray:
 @given(SHAPES, st.integers(1, 7))
 def test_any_shape_padding_grouping_and_block_size(shape: dict[str, Any], block: int) -> None:
     attention, kinds = random_layer(shape)
-    gathered = statistics()
-    for rows in attention.rows(block):
-        for statistic in gathered:
-            statistic.update(0, rows, kinds)
-    found = {name: tensor[:, 0] for statistic in gathered for name, tensor in statistic.result(kinds).items()}
+    found = statistics(attention, Reading.of(kinds))
     A, group = whole(attention), attention.query.shape[1] // attention.key.shape[1]
     for example, head in np.ndindex(A.shape[:2]):
         expected = head_statistics(A[example, head], kinds, example)
         expected["key_variance"] = key_variance(attention.key.double().numpy()[example, head // group], kinds, example)
         for name, value in expected.items():
             ours = found[name][example, head]
-            ours = ours[kinds.visual[example]] if name in MAPS else ours
             np.testing.assert_allclose(ours.numpy(), value, atol=2e-5, err_msg=name)
 
 
@@ -134,7 +131,6 @@ def test_masses_sum_to_one() -> None:
 def test_a_prompt_of_many_blocks_equals_the_oracle() -> None:
     vlm = tiny_vlm()
     batch = encode(vlm, [image(0)], ["Is it red? " * 12], ["There are three squares and a circle." * 2])
-    assert batch.inputs["input_ids"].shape[1] > ROW_BLOCK
     assert_equals_the_oracle(observe(vlm, batch), eager_attentions(vlm, batch), cached_keys(vlm, batch), batch)
 
 
@@ -143,12 +139,11 @@ def test_an_answer_that_looks_only_at_the_image_has_no_entropy_elsewhere() -> No
     kinds = segments(torch.tensor([[1, 2, 2, 3, 4]]), ((1, 2),))
     key = torch.zeros(1, 1, 5, 1)
     key[:, :, 1:3] = 500.0
-    attention = Attention(0, torch.ones(1, 1, 5, 1), key, key, None, 1.0, True)
-    gathered = statistics()
-    for rows in attention.rows():
-        for statistic in gathered:
-            statistic.update(0, rows, kinds)
-    found = {name: tensor for statistic in gathered for name, tensor in statistic.result(kinds).items()}
+    query = torch.ones(1, 1, 5, 1)
+    found = attend(query, key, key, None, 1.0, True)
+    assert found is not None
+    attention = Attention(0, query, key, key, None, 1.0, True, found[1])
+    found = statistics(attention, Reading.of(kinds))
     assert all(bool(tensor.isfinite().all()) for tensor in found.values())
     assert float(found["visual_mass"]) == pytest.approx(1)
     assert float(found["nonvisual_entropy"]) == 0
