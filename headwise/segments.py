@@ -12,6 +12,32 @@ Grid = tuple[int, int]
 """Rows and columns of the visual tokens, in reading order."""
 
 
+@dataclass(frozen=True, order=True)
+class View:
+    """A grid of visual tokens, in reading order, that shows one region of the image.
+
+    top, left, bottom, right: the region's borders as fractions of the image's height and width; beyond 0 or 1 where the image processor
+    pads. The whole image by default.
+    """
+
+    rows: int
+    columns: int
+    top: float = 0.0
+    left: float = 0.0
+    bottom: float = 1.0
+    right: float = 1.0
+
+    @property
+    def cells(self) -> int:
+        """Visual tokens of the view."""
+        return self.rows * self.columns
+
+
+Layout = tuple[View, ...]
+"""Where the visual tokens of one prompt lie on the image: the views in the order of their tokens (tiles, a global view, or one grid).
+Empty if the tokens have no place (the queries of a Q-Former)."""
+
+
 class Kind(IntEnum):
     """What a token is; NONE is padding or the end-of-turn token."""
 
