@@ -4,95 +4,159 @@ Notation: A[i, j] attention of query i to key j; R the answer's rows; I the visu
 S the system tokens, before the image; an average over no rows or tokens is 0.
 """
 
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headwise.attention.seam import BLOCK_BYTES, Attention, Places
+from headwise.attention.seam import Attention, Places
 from headwise.segments import Segments
+
+LOOKING_BACK = "image_to_text"
+FROM_TEXT = frozenset({"text_image_map", "text_to_image"})
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Which rows and keys of a batch are read; made once, used in every layer."""
+    """Which rows and keys of a batch are read, and for which statistics; made once, used in every layer."""
 
     segments: Segments
+    wanted: Set[str]
     answer: Places
     question: Places
     visual: Places
     system: Places
-    others: Places
+    text: Places
+    span: slice
 
     @classmethod
-    def of(cls, segments: Segments) -> "Reading":
-        """The places of each segment."""
-        found = (segments.answer, segments.question, segments.visual, segments.system, segments.system | segments.text)
-        return cls(segments, *map(Places.of, found))
+    def of(cls, segments: Segments, wanted: Set[str]) -> "Reading":
+        """The places of each segment. span: from the first visual token of any example to the last one."""
+        found = (segments.answer, segments.question, segments.visual, segments.system, segments.text)
+        columns = segments.visual.any(0).nonzero()
+        span = slice(int(columns.min()), int(columns.max()) + 1) if len(columns) else slice(0, 0)
+        return cls(segments, wanted, *map(Places.of, found), span)
 
 
-def statistics(attention: Attention, reading: Reading) -> dict[str, Float[Tensor, "batch head *key"]]:
-    """All statistics of one layer, in fp32; maps hold every visual token of an example, then zeros.
+@dataclass
+class Sums:
+    """What a layer's rows add up to. Rows may come in any number of calls: all at once, or one a step while an answer is generated.
 
-    map = mean_R A[i, I] (mean_T for text_image_map); visual_mass, text_mass, system_mass = mean_R of the attention that falls on the
-    segment (they sum to 1); initial_mass = mean_R A[i, first]; max_visual = mean_R max_{j in I} A[i, j] (SADS);
-    nonvisual_entropy = -sum_j p_j log p_j with p = mean_R of A[i, not I] / sum A[i, not I], in nats (SADS);
-    text_to_image = sum_{i in T, j in I} A[i, j] / |T||I| (RAH-LoRA eq. 3).
+    keys: sum_R A[i, j]; elsewhere: sum_R A[i, j] / sum_{j not in I} A[i, j]; highest: sum_R max_{j in I} A[i, j]; binarised: sum_R
+    [A[i, j] > mean_{j in I} A[i, j]]; question: sum of A[i, j] over the question's rows; looked_back: sum_{i in I, j in S or T} A[i, j].
+    """
+
+    keys: Float[Tensor, "batch head key"]
+    elsewhere: Float[Tensor, "batch head key"]
+    highest: Float[Tensor, "batch head"]
+    binarised: Float[Tensor, "batch head visual"]
+    question: Float[Tensor, "batch head visual"]
+    looked_back: Float[Tensor, "batch head"]
+
+    @classmethod
+    def of(cls, attention: Attention, reading: Reading, num_keys: int) -> "Sums":
+        """No rows yet."""
+        shape, visual = attention.query.shape[:2], reading.visual.index.shape[1]
+        sizes = (num_keys, num_keys, None, visual, visual, None)
+        zeros = attention.query.new_zeros
+        return cls(*(zeros(*shape, *([] if size is None else [size]), dtype=torch.float32) for size in sizes))
+
+    def cut(self, num_keys: int) -> "Sums":
+        """The same over the first keys; the others were never attended to."""
+        return replace(self, keys=self.keys[..., :num_keys], elsewhere=self.elsewhere[..., :num_keys])
+
+    def add_prompt(self, attention: Attention, reading: Reading) -> None:
+        """The rows of the question and of the image."""
+        if reading.wanted & FROM_TEXT:
+            self.question += _column_sums(attention, reading.question, reading.visual)
+        if LOOKING_BACK in reading.wanted:
+            for behind in (reading.system, reading.text):
+                sums = _column_sums(attention, reading.visual, behind)
+                self.looked_back += (sums * behind.real[:, None]).sum(-1)
+
+    def add_answer(self, attention: Attention, reading: Reading, rows: Places) -> None:
+        """Rows of the answer, over all keys that they may attend to."""
+        elsewhere = torch.ones_like(self.keys[:, 0])
+        elsewhere[:, : reading.segments.visual.shape[1]] -= reading.segments.visual.float()
+        visual = reading.segments.visual[:, reading.span]
+        for block in rows.blocks(attention.block_rows(attention.key.shape[2])):
+            A = attention.probabilities(block)
+            keys = A.shape[3]
+            share = A @ elsewhere[:, None, :keys, None]
+            weights = torch.cat([torch.ones_like(share), 1 / share.clamp_min(torch.finfo(share.dtype).tiny)], dim=3)
+            sums = weights.transpose(2, 3) @ A
+            self.keys[..., :keys] += sums[:, :, 0]
+            self.elsewhere[..., :keys] += sums[:, :, 1]
+            if visual.shape[1]:
+                seen = A[..., reading.span]
+                seen = seen if bool(visual.all()) else seen * visual[:, None, None]
+                self.highest += seen.amax(-1).sum(-1)
+                if "map_binarised" in reading.wanted:
+                    self._add_binarised(seen, block, reading)
+
+    def _add_binarised(self, seen: Float[Tensor, "batch head row span"], rows: Places, reading: Reading) -> None:
+        number = reading.segments.visual.sum(1)[:, None, None, None].clamp_min(1)
+        above = (seen > seen.sum(-1, keepdim=True) / number) & rows.real[:, None, :, None]
+        place = (reading.visual.index - reading.span.start).clamp_min(0)
+        counts = above.sum(2).float()
+        self.binarised += counts.gather(2, place[:, None].expand(-1, counts.shape[1], -1)) * reading.visual.real[:, None]
+
+
+def statistics(sums: Sums, attention: Attention, reading: Reading) -> dict[str, Float[Tensor, "batch head *key"]]:
+    """The wanted statistics of one layer, in fp32; maps hold every visual token of an example, then zeros.
+
+    map = mean_R A[i, I] (mean_T for text_image_map); map_binarised = mean_R [A[i, I] > mean_{j in I} A[i, j]]; visual_mass, text_mass,
+    system_mass = mean_R of the attention that falls on the segment (they sum to 1); initial_mass = mean_R A[i, first]; max_visual =
+    mean_R max_{j in I} A[i, j] (SADS); nonvisual_entropy = -sum_j p_j log p_j with p = mean_R of A[i, not I] / sum A[i, not I], in nats
+    (SADS); text_to_image = sum_{i in T, j in I} A[i, j] / |T||I| (RAH-LoRA eq. 3).
     image_to_text = sum_{i in I, j in S or T} A[i, j] / |S or T||I|: the paper has T alone, which an image before the question cannot see
     in a causal decoder, so that it would be 0; that S counts is our choice.
     key_variance = mean over width of the variance of a KV head's keys over the positions of all segments, after rotation (SADS); the
     query heads of a group share their KV head's value.
+
+    reading: of the batch with its answers, with as many tokens as `sums` has keys.
     """
     segments, H = reading.segments, attention.query.shape[1]
-    answer = attention.probabilities(reading.answer)
-    means, highest, entropy = _answer_rows(answer, segments)
-    visual = reading.visual.index[:, None].expand(-1, H, -1)
-    real = reading.visual.real[:, None]
-    number_text, number_visual = segments.text.sum(1)[:, None], segments.visual.sum(1)[:, None].clamp_min(1)
-    seen = means.gather(2, visual) * real
-    text = _column_sums(attention, reading.question, reading.visual) + seen * segments.answer.sum(1)[:, None, None]
-    text = text / number_text.clamp_min(1)[..., None]
-    looked_back = _column_sums(attention, reading.visual, _behind(attention, reading)).sum(-1)
-    return {
+    rows, text, visual = (part.sum(1)[:, None].clamp_min(1) for part in (segments.answer, segments.text, segments.visual))
+    mean = sums.keys / rows[..., None]
+    p = sums.elsewhere / rows[..., None] * ~segments.visual[:, None]
+    seen = mean.gather(2, reading.visual.index[:, None].expand(-1, H, -1)) * reading.visual.real[:, None]
+    text_image = (sums.question * reading.visual.real[:, None] + seen * segments.answer.sum(1)[:, None, None]) / text[..., None]
+    behind = (segments.system | segments.text).sum(1)[:, None].clamp_min(1)
+    found = {
         "map": seen,
-        "text_image_map": text,
-        "visual_mass": (means * segments.visual[:, None]).sum(-1),
-        "text_mass": (means * segments.text[:, None]).sum(-1),
-        "system_mass": (means * segments.system[:, None]).sum(-1),
-        "initial_mass": means.gather(2, segments.first[:, None, None].expand(-1, H, 1))[..., 0],
-        "max_visual": highest,
-        "nonvisual_entropy": entropy,
-        "text_to_image": text.sum(-1) / number_visual,
-        "image_to_text": looked_back / (number_visual * (segments.system | segments.text).sum(1)[:, None].clamp_min(1)),
-        "key_variance": _key_variance(attention, segments),
+        "text_image_map": text_image,
+        "map_binarised": sums.binarised / rows[..., None],
+        "visual_mass": _mass(mean, segments.visual),
+        "text_mass": _mass(mean, segments.text),
+        "system_mass": _mass(mean, segments.system),
+        "initial_mass": mean.gather(2, segments.first[:, None, None].expand(-1, H, 1))[..., 0],
+        "max_visual": sums.highest / rows,
+        "nonvisual_entropy": -torch.xlogy(p, p).sum(-1),
+        "text_to_image": text_image.sum(-1) / visual,
+        LOOKING_BACK: sums.looked_back / (visual * behind),
     }
+    if "key_variance" in reading.wanted:
+        found["key_variance"] = _key_variance(attention, segments)
+    return {name: value for name, value in found.items() if name in reading.wanted}
 
 
-def _answer_rows(
-    rows: Float[Tensor, "batch head row key"], segments: Segments
-) -> tuple[Float[Tensor, "batch head key"], Float[Tensor, "batch head"], Float[Tensor, "batch head"]]:
-    """Mean over the rows, mean of the rows' highest attention to the image, entropy elsewhere; filled-up rows are 0."""
-    number = segments.answer.sum(1).clamp_min(1)[:, None, None]
-    highest = (rows * segments.visual[:, None, None]).amax(dim=-1).sum(-1) / number[..., 0]
-    elsewhere = (~segments.visual).float()[:, None, :, None]
-    share = (rows @ elsewhere).squeeze(-1)
-    weights = torch.stack([torch.ones_like(share), 1 / share.clamp_min(torch.finfo(share.dtype).tiny)], dim=2)
-    mean, p = ((weights @ rows) / number[..., None]).unbind(2)
-    p = p * ~segments.visual[:, None]
-    return mean, highest, -torch.xlogy(p, p).sum(-1)
-
-
-def _behind(attention: Attention, reading: Reading) -> Places:
-    """The keys outside the image that an image token may attend to: those before it, in a prefix mask those after it too."""
-    return reading.system if attention.causal and attention.mask is None else reading.others
+def _mass(mean: Float[Tensor, "batch head key"], segment: Bool[Tensor, "batch key"]) -> Float[Tensor, "batch head"]:
+    return (mean @ segment.float()[:, :, None])[..., 0]
 
 
 def _column_sums(attention: Attention, rows: Places, keys: Places) -> Float[Tensor, "batch head key"]:
-    """sum_i A[i, j] over the rows, block by block."""
-    B, H = attention.query.shape[:2]
-    total = attention.query.new_zeros(B, H, keys.index.shape[1], dtype=torch.float32)
-    for block in rows.blocks(max(1, BLOCK_BYTES // (4 * B * H * max(1, keys.index.shape[1])))):
+    """sum_i A[i, j] over the rows, block by block; a key that is filled up repeats position 0's."""
+    B, H, C = *attention.query.shape[:2], keys.index.shape[1]
+    total = attention.query.new_zeros(B, H, C, dtype=torch.float32)
+    if not C:
+        return total
+    closed = attention.closed(rows, keys)
+    if closed is not None and closed.everywhere:
+        return total
+    for block in rows.blocks(attention.block_rows(C)):
         total += attention.probabilities(block, keys).sum(2)
     return total
 

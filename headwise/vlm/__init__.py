@@ -1,6 +1,6 @@
 """Vision-language models: load, encode, generate."""
 
-from headwise.vlm.encoding import Batch, encode, generate
+from headwise.vlm.encoding import Batch, decode_new, encode, generate, generate_ids, stop_ids
 from headwise.vlm.families import FAMILIES, VLM, Family
 from headwise.vlm.loading import adapt, load_vlm, model_path, quiet, revision, with_adapter
 
@@ -10,11 +10,14 @@ __all__ = [
     "Batch",
     "Family",
     "adapt",
+    "decode_new",
     "encode",
     "generate",
+    "generate_ids",
     "load_vlm",
     "model_path",
     "quiet",
     "revision",
+    "stop_ids",
     "with_adapter",
 ]

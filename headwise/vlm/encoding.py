@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 from headwise.examples import BadExample
 from headwise.segments import Grid, Kind, Segments, prompt_kinds, segments
@@ -101,11 +102,27 @@ def _padded(rows: Sequence[Sequence[int]], value: int, side: Side) -> Tensor:
 
 def generate(vlm: VLM, images: Sequence[Image.Image | None], questions: Sequence[str], max_new_tokens: int) -> list[str]:
     """The model's answers: greedy, with a key-value cache, without special tokens and surrounding spaces."""
-    inputs = encode(vlm, images, questions, padding_side="left").inputs
-    ends = vlm.base.generation_config.eos_token_id
-    stop = {vlm.end_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    greedy = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop), pad_token_id=vlm.end_id)
+    return decode_new(vlm, generate_ids(vlm, encode(vlm, images, questions, padding_side="left"), max_new_tokens))
+
+
+def generate_ids(vlm: VLM, batch: Batch, max_new_tokens: int) -> Int[Tensor, "batch new"]:
+    """The tokens that the model adds to prompts padded on the left, greedily; filled up after the end of turn.
+
+    The cache keeps every key, also where a sliding window would let go of it, so that a key's place is its token's.
+    """
+    greedy = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(stop_ids(vlm)), pad_token_id=vlm.end_id)
     run: Any = vlm.model.generate
     with torch.no_grad():
-        out = run(**inputs, generation_config=greedy)
-    return [text.strip() for text in vlm.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)]
+        out = run(**batch.inputs, generation_config=greedy, past_key_values=DynamicCache())
+    return out[:, batch.inputs["input_ids"].shape[1] :]
+
+
+def stop_ids(vlm: VLM) -> set[int]:
+    """The tokens that end an answer."""
+    ends = vlm.base.generation_config.eos_token_id
+    return {vlm.end_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+
+
+def decode_new(vlm: VLM, new: Int[Tensor, "batch new"]) -> list[str]:
+    """The answers' texts, without special tokens and surrounding spaces."""
+    return [text.strip() for text in vlm.tokenizer.batch_decode(new, skip_special_tokens=True)]

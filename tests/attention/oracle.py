@@ -55,6 +55,7 @@ def head_statistics(A: np.ndarray, segments: Segments, example: int) -> dict[str
     return {
         "map": np.array([mean([A[i, j] for i in R]) for j in V]),
         "text_image_map": np.array([mean([A[i, j] for i in T]) for j in V]),
+        "map_binarised": np.array([mean([float(A[i, j] > np.mean(A[i, V])) for i in R]) for j in V]),
         "visual_mass": mean([sum(A[i, j] for j in V) for i in R]),
         "text_mass": mean([sum(A[i, j] for j in question + R) for i in R]),
         "system_mass": mean([sum(A[i, j] for j in system) for i in R]),

@@ -1,4 +1,6 @@
+from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -6,14 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwise.attention.observe import Observed, forward, observe
-from headwise.attention.reducers import Reading, statistics
-from headwise.attention.schema import MAPS
-from headwise.attention.seam import Attention, attend, visiting
+from headwise.attention import seam
+from headwise.attention.kernels import attend
+from headwise.attention.observe import ANSWER_ROWS, KNOWN, Observed, forward, observe, observe_generated, with_answers
+from headwise.attention.reducers import Reading, Sums, statistics
+from headwise.attention.seam import Attention, FirstBias, visiting
 from headwise.segments import Kind, Segments, segments
-from headwise.vlm import VLM, Batch, encode
+from headwise.vlm import VLM, Batch, encode, generate, generate_ids, stop_ids
 from tests.attention.families import family
-from tests.attention.oracle import cached_keys, eager_attentions, head_statistics, key_variance, probe
+from tests.attention.oracle import QUESTIONS, cached_keys, eager_attentions, head_statistics, key_variance, probe
 from tests.tiny import image, tiny_lm, tiny_vlm
 
 
@@ -23,7 +26,7 @@ def assert_equals_the_oracle(found: Observed, A: np.ndarray, keys: np.ndarray, b
         expected = head_statistics(A[example, layer, head], batch.segments, example)
         expected["key_variance"] = key_variance(keys[example, layer, head // group], batch.segments, example)
         for name, value in expected.items():
-            ours = found.maps[name][example][layer, head] if name in MAPS else found.scalars[name][example, layer, head]
+            ours = found.maps[name][example][layer, head] if name in found.maps else found.scalars[name][example, layer, head]
             np.testing.assert_allclose(ours, value, atol=1e-5, err_msg=f"{name}, example {example}, layer {layer}, head {head}")
 
 
@@ -32,14 +35,14 @@ def assert_equals_the_oracle(found: Observed, A: np.ndarray, keys: np.ndarray, b
 def test_streamed_statistics_equal_the_oracle_on_eager_attention(model, side: str) -> None:
     vlm = model()
     batch = probe(vlm, side)
-    assert_equals_the_oracle(observe(vlm, batch), eager_attentions(vlm, batch), cached_keys(vlm, batch), batch)
+    assert_equals_the_oracle(observe(vlm, batch, KNOWN), eager_attentions(vlm, batch), cached_keys(vlm, batch), batch)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 def test_grouped_heads(kv_heads: int) -> None:
     vlm = family("llama", kv_heads)
     batch = probe(vlm, "left")
-    assert_equals_the_oracle(observe(vlm, batch), eager_attentions(vlm, batch), cached_keys(vlm, batch), batch)
+    assert_equals_the_oracle(observe(vlm, batch, KNOWN), eager_attentions(vlm, batch), cached_keys(vlm, batch), batch)
 
 
 @pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3", "smollm3"])
@@ -47,7 +50,7 @@ def test_other_families(model_type: str) -> None:
     vlm = family(model_type)
     batch = probe(vlm, "right")
     A = eager_attentions(vlm, batch)
-    assert_equals_the_oracle(observe(vlm, batch), A, key_window(vlm, batch), batch)
+    assert_equals_the_oracle(observe(vlm, batch, KNOWN), A, key_window(vlm, batch), batch)
 
 
 def key_window(vlm: VLM, batch: Batch) -> np.ndarray:
@@ -63,14 +66,17 @@ SHAPES = st.fixed_dictionaries(
         **{name: st.integers(1, 3) for name in ("batch", "kv_heads", "group", "width")},
         **{name: st.integers(0, 5) for name in ("system", "visual", "question", "answer")},
         **{name: st.integers(0, 3) for name in ("left", "right")},
-        **{"seed": st.integers(0, 2**20), "added": st.booleans(), "scaling": st.floats(0.1, 2)},
+        **{"seed": st.integers(0, 2**20), "scaling": st.floats(0.1, 2)},
+        "mask": st.sampled_from(["causal", "prefix", "window"]),
+        "softcap": st.sampled_from([None, 2.0]),
+        "biased": st.booleans(),
     }
 )
 """Random numbers of everything; built into a layer outside the strategy, since the type checker samples with `random`."""
 
 
 def random_layer(shape: dict[str, Any]) -> tuple[Attention, Segments]:
-    """A random layer and kinds of tokens with padding on both sides and at least one answer token; the mask is boolean or added."""
+    """A random layer and kinds of tokens with padding on both sides and at least one answer token."""
     body = [Kind.SYSTEM] * (shape["system"] if shape["visual"] else 0) + [Kind.VISUAL] * shape["visual"]
     body += [Kind.QUESTION] * shape["question"] + [Kind.ANSWER] * (shape["answer"] + 1)
     kinds = torch.tensor([[Kind.NONE] * shape["left"] + body + [Kind.NONE] * shape["right"]] * shape["batch"])
@@ -80,47 +86,90 @@ def random_layer(shape: dict[str, Any]) -> tuple[Attention, Segments]:
         torch.randn(shape["batch"], heads, tokens, shape["width"], generator=random)
         for heads in (kv_heads * shape["group"], kv_heads, kv_heads)
     )
-    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril() & (kinds != Kind.NONE)[:, None, None]
-    if shape["added"]:
-        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     grid = (1, shape["visual"]) if shape["visual"] else None
-    found = attend(query, key, value, mask, shape["scaling"], False)
-    assert found is not None
-    return Attention(0, query, key, value, mask, shape["scaling"], True, found[1]), segments(kinds, (grid,) * shape["batch"])
+    found = segments(kinds, (grid,) * shape["batch"])
+    bias = FirstBias(torch.randn(query.shape[:2], generator=random), found.first) if shape["biased"] else None
+    mask = None if shape["mask"] == "causal" and not shape["left"] + shape["right"] else random_mask(kinds, shape["mask"])
+    attention = Attention(0, query, key, value, mask, shape["scaling"], mask is None, shape["softcap"], bias)
+    if bias is None and attention.softcap is None:
+        fused = attend(query, key, value, mask, shape["scaling"], mask is None)
+        assert fused is not None
+        attention = replace(attention, known_lse=fused[1])
+    return attention, found
+
+
+def random_mask(kinds: torch.Tensor, kind: str) -> torch.Tensor:
+    """Padding is closed; a prefix-LM's prompt attends both ways; a window of 4 tokens."""
+    tokens = kinds.shape[1]
+    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril().expand(len(kinds), 1, -1, -1)
+    if kind == "prefix":
+        prompt = (kinds != Kind.NONE) & (kinds != Kind.ANSWER)
+        mask = mask | (prompt[:, None, :, None] & prompt[:, None, None, :])
+    if kind == "window":
+        mask = mask & torch.ones(tokens, tokens, dtype=torch.bool).triu(-3)
+    return mask & (kinds != Kind.NONE)[:, None, None]
 
 
 def whole(attention: Attention) -> np.ndarray:
-    """softmax(q k^T * scaling + mask) in float64, one pair of tokens at a time in spirit: [batch, head, query, key]."""
-    assert attention.mask is not None
+    """softmax(cap(q k^T * scaling) + bias + mask) in float64, with every key repeated: [batch, head, query, key]."""
     group = attention.query.shape[1] // attention.key.shape[1]
     key = attention.key.double().repeat_interleave(group, dim=1)
     scores = attention.query.double() @ key.transpose(2, 3) * attention.scaling
-    closed = ~attention.mask if attention.mask.dtype == torch.bool else attention.mask < 0
-    return scores.masked_fill(closed, -1e300).softmax(-1).numpy()
+    if attention.softcap is not None:
+        scores = torch.tanh(scores / attention.softcap) * attention.softcap
+    if attention.first_bias is not None:
+        for example, first in enumerate(attention.first_bias.first.tolist()):
+            scores[example, :, :, first] += attention.first_bias.bias[example, :, None]
+    mask = torch.ones_like(scores[:1, :1], dtype=torch.bool).tril() if attention.mask is None else attention.mask
+    return scores.masked_fill(~mask, -1e300).softmax(-1).numpy()
 
 
-@settings(max_examples=50)
-@given(SHAPES, st.integers(1, 7))
-def test_any_shape_padding_grouping_and_block_size(shape: dict[str, Any], block: int) -> None:
+def summed(attention: Attention, reading: Reading) -> Sums:
+    sums = Sums.of(attention, reading, attention.key.shape[2])
+    sums.add_prompt(attention, reading)
+    sums.add_answer(attention, reading, reading.answer)
+    return sums
+
+
+@settings(max_examples=100)
+@given(SHAPES, st.integers(1, 1000))
+def test_any_shape_padding_mask_grouping_cap_bias_and_block_size(shape: dict[str, Any], block: int) -> None:
     attention, kinds = random_layer(shape)
-    found = statistics(attention, Reading.of(kinds))
+    with patch.dict(seam.BLOCK_BYTES, cpu=block):
+        reading = Reading.of(kinds, frozenset(KNOWN))
+        found = statistics(summed(attention, reading), attention, reading)
     A, group = whole(attention), attention.query.shape[1] // attention.key.shape[1]
+    assert set(found) == set(KNOWN)
     for example, head in np.ndindex(A.shape[:2]):
         expected = head_statistics(A[example, head], kinds, example)
         expected["key_variance"] = key_variance(attention.key.double().numpy()[example, head // group], kinds, example)
+        assert set(expected) == set(KNOWN)
         for name, value in expected.items():
-            ours = found[name][example, head]
-            np.testing.assert_allclose(ours.numpy(), value, atol=2e-5, err_msg=name)
+            ours = found[name][example, head].numpy()
+            np.testing.assert_allclose(ours[: np.size(value)] if ours.ndim else ours, value, atol=1e-5, err_msg=name)
+            assert not ours.ndim or not ours[np.size(value) :].any()
 
 
-@given(SHAPES, st.integers(1, 7))
-def test_rows_are_distributions_that_come_in_order(shape: dict[str, Any], block: int) -> None:
-    attention, _ = random_layer(shape)
-    blocks = list(attention.rows(block))
-    assert [rows.start for rows in blocks] == list(range(0, attention.query.shape[2], block))
-    together = torch.cat([rows.probabilities for rows in blocks], dim=2)
-    torch.testing.assert_close(together.sum(-1), torch.ones(together.shape[:3]))
-    np.testing.assert_allclose(together[:, :, :1].numpy(), next(iter(attention.rows(1))).probabilities.numpy(), atol=1e-6)
+@given(SHAPES)
+def test_rows_that_come_one_by_one_give_the_same(shape: dict[str, Any]) -> None:
+    attention, kinds = random_layer(shape)
+    reading = Reading.of(kinds, frozenset(KNOWN))
+    together, stepwise = summed(attention, reading), Sums.of(attention, reading, attention.key.shape[2])
+    stepwise.add_prompt(attention, reading)
+    for row in reading.answer.blocks(1):
+        stepwise.add_answer(attention, reading, row)
+    for name, value in vars(stepwise).items():
+        torch.testing.assert_close(value, getattr(together, name), atol=1e-5, rtol=1e-5)
+
+
+@given(SHAPES)
+def test_only_what_is_wanted_is_given_and_it_is_the_same(shape: dict[str, Any]) -> None:
+    attention, kinds = random_layer(shape)
+    every, some = (Reading.of(kinds, frozenset(names)) for names in (KNOWN, ANSWER_ROWS))
+    found = statistics(summed(attention, some), attention, some)
+    assert set(found) == set(ANSWER_ROWS)
+    everything = statistics(summed(attention, every), attention, every)
+    assert all(torch.equal(value, everything[name]) for name, value in found.items())
 
 
 def test_masses_sum_to_one() -> None:
@@ -131,7 +180,7 @@ def test_masses_sum_to_one() -> None:
 def test_a_prompt_of_many_blocks_equals_the_oracle() -> None:
     vlm = tiny_vlm()
     batch = encode(vlm, [image(0)], ["Is it red? " * 12], ["There are three squares and a circle." * 2])
-    assert_equals_the_oracle(observe(vlm, batch), eager_attentions(vlm, batch), cached_keys(vlm, batch), batch)
+    assert_equals_the_oracle(observe(vlm, batch, KNOWN), eager_attentions(vlm, batch), cached_keys(vlm, batch), batch)
 
 
 def test_an_answer_that_looks_only_at_the_image_has_no_entropy_elsewhere() -> None:
@@ -140,10 +189,35 @@ def test_an_answer_that_looks_only_at_the_image_has_no_entropy_elsewhere() -> No
     key = torch.zeros(1, 1, 5, 1)
     key[:, :, 1:3] = 500.0
     query = torch.ones(1, 1, 5, 1)
-    found = attend(query, key, key, None, 1.0, True)
-    assert found is not None
-    attention = Attention(0, query, key, key, None, 1.0, True, found[1])
-    found = statistics(attention, Reading.of(kinds))
+    attention = Attention(0, query, key, key, None, 1.0, True)
+    reading = Reading.of(kinds, frozenset(KNOWN))
+    found = statistics(summed(attention, reading), attention, reading)
     assert all(bool(tensor.isfinite().all()) for tensor in found.values())
-    assert float(found["visual_mass"]) == pytest.approx(1)
+    assert float(found["visual_mass"]) == pytest.approx(1, abs=1e-4)
     assert float(found["nonvisual_entropy"]) == 0
+
+
+def test_unknown_statistics_are_refused() -> None:
+    with pytest.raises(ValueError, match="no statistic 'mass'; there are map, "):
+        observe(tiny_vlm(), probe(tiny_vlm(), "left"), ["map", "mass"])
+
+
+@pytest.mark.parametrize("model", [tiny_vlm, tiny_lm])
+def test_generated_answers_give_what_they_give_teacher_forced(model) -> None:
+    vlm = model()
+    images = [image(0), None, image(1)] if vlm.visual_id is not None else [None] * 3
+    prompts = encode(vlm, images, QUESTIONS, padding_side="left")
+    new = generate_ids(vlm, prompts, 7)
+    answered = (~torch.isin(new, torch.tensor(sorted(stop_ids(vlm))))).int().cummin(dim=1).values.bool()
+    answers, found = observe_generated(vlm, prompts, 7, KNOWN)
+    assert answers == generate(vlm, images, QUESTIONS, 7)
+    forced = {
+        "input_ids": torch.cat([prompts.inputs["input_ids"], new], dim=1),
+        "attention_mask": torch.nn.functional.pad(prompts.inputs["attention_mask"], (0, new.shape[1]), value=1),
+    }
+    expected = observe(vlm, Batch(prompts.inputs | forced, with_answers(prompts.segments, answered)), KNOWN)
+    for name, value in found.scalars.items():
+        np.testing.assert_allclose(value, expected.scalars[name], atol=1e-5, err_msg=name)
+    for name, maps in found.maps.items():
+        for ours, theirs in zip(maps, expected.maps[name], strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=name)
