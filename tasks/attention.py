@@ -10,7 +10,7 @@ import polars as pl
 from PIL import Image
 
 from headwise.attention.observe import observe
-from headwise.attention.proof import prove
+from headwise.attention.proof import proved
 from headwise.attention.schema import ATTENTION, PART
 from headwise.attention.table import merge, part_writer, to_table
 from headwise.examples import INDEX, BadExample, Example, check_bad_share, open_image, read_examples, write_bad
@@ -32,12 +32,12 @@ Opened = tuple[Example, Image.Image | None]
 def write_attention(images: Path, output: Path, observation: Observation, shard: int, num_shards: int) -> None:
     """Write part.parquet, bad.parquet and manifest.json for one shard of the `sample`: every `num_shards`-th of its examples.
 
-    The attention is read with the first reference answer teacher-forced, after the model has passed `prove`. Raises ValueError if no
+    The attention is read with the first reference answer teacher-forced, after the model has passed `prove` (once: its figures are kept). Raises ValueError if no
     image fits into `max_examples`, the model cannot be loaded or proved, or more than `max_bad_share` of the examples is bad.
     """
     examples = sample(read_examples(images, SPLIT), observation.max_examples)[shard::num_shards]
-    vlm = load_vlm(observation.model, dtype=observation.dtype)
-    figures = prove(vlm)
+    vlm, model_revision = load_vlm(observation.model, dtype=observation.dtype), revision(observation.model)
+    figures = proved(vlm, model_revision)
     print("proved:", ", ".join(f"{name} {figure:.1e}" for name, figure in figures.items()), flush=True)
     bad: dict[str, str] = {}
     with new_folder(output) as folder:
@@ -49,7 +49,7 @@ def write_attention(images: Path, output: Path, observation: Observation, shard:
             show(len(examples), len(examples))
         check_bad_share(bad, len(examples), observation.max_bad_share)
         write_bad(bad, folder)
-        extra = {"shard": shard, "shards": num_shards, "examples": len(examples), "bad": len(bad), "model": revision(observation.model)}
+        extra = {"shard": shard, "shards": num_shards, "examples": len(examples), "bad": len(bad), "model": model_revision}
         write_manifest(folder, stage="attention", settings=observation, inputs={INDEX: images / INDEX}, extra=extra)
 
 

@@ -31,8 +31,8 @@ def attend(
     if value.shape[-1] != query.shape[-1]:
         return None
     added = None if mask is None else additive(mask, query.dtype)
-    choice = torch._fused_sdp_choice(query, key, value, added, 0.0, causal, scale=scaling, enable_gqa=True)
-    kernel = KERNELS.get((query.device.type, int(choice)))
+    choice = ATEN._fused_sdp_choice(query, key, value, added, 0.0, causal, scale=scaling, enable_gqa=True)
+    kernel = KERNELS.get((query.device.type, choice))
     return None if kernel is None else kernel(query, key, value, added, scaling, causal)
 
 

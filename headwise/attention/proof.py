@@ -1,11 +1,15 @@
 """The proof that what is observed is what the model attends to, run on a small batch before any score counts."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
@@ -13,6 +17,7 @@ from torch import Tensor, nn
 from headwise.attention.observe import Observed, forward, observe
 from headwise.attention.schema import MAPS
 from headwise.attention.seam import LOWEST, Attention, set_implementation, visiting
+from headwise.files import cache_folder, new_file, sha256_file
 from headwise.vlm import VLM, Batch, encode
 
 QUESTIONS = ("What is in the picture?", "Is there a small green star to the left of the large circle?")
@@ -43,6 +48,20 @@ BOUNDS = {
 }
 """In bfloat16 the kernels' rounding adds up over the layers; there `layer_eager` is the strict comparison, but for the rounding in the
 log-sum-exp that the kernel itself gives."""
+
+
+def proved(vlm: VLM, revision: str) -> dict[str, float]:
+    """`prove`, once for each revision of a model: its figures are kept in the cache folder, also by type and kind of device, the code of
+    this package and the versions of torch and transformers, any of which may change what is computed.
+    """
+    code = [sha256_file(module) for module in sorted(Path(__file__).parent.glob("*.py"))]
+    parts = (revision, vlm.dtype, vlm.device.type, code, torch.__version__, transformers.__version__)
+    path = cache_folder() / "proofs" / f"{sha256(repr(parts).encode()).hexdigest()[:16]}.json"
+    if not path.is_file():
+        figures = prove(vlm)
+        with new_file(path) as temporary:
+            temporary.write_text(json.dumps(figures))
+    return json.loads(path.read_text())
 
 
 def prove(vlm: VLM) -> dict[str, float]:

@@ -34,10 +34,12 @@ class Reading:
     @classmethod
     def of(cls, segments: Segments, wanted: Set[str]) -> "Reading":
         """The places of each segment. span: from the first visual token of any example to the last one."""
-        found = (segments.answer, segments.question, segments.visual, segments.system, segments.text)
+        answer, question, visual, system, text = map(
+            Places.of, (segments.answer, segments.question, segments.visual, segments.system, segments.text)
+        )
         columns = segments.visual.any(0).nonzero()
         span = slice(int(columns.min()), int(columns.max()) + 1) if len(columns) else slice(0, 0)
-        return cls(segments, wanted, *map(Places.of, found), span)
+        return cls(segments, wanted, answer, question, visual, system, text, span)
 
 
 @dataclass

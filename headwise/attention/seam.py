@@ -120,8 +120,8 @@ class Attention:
     def scores(
         self, rows: Places, keys: Places | None = None, less: Float[Tensor, "batch head row"] | None = None
     ) -> Float[Tensor, "batch head row key"]:
-        """`q k^T * scaling` in fp32 (or fp64), capped, biased and masked, minus `less`. Grouped keys are not repeated: the query heads of a group
-        are further rows of the same product.
+        """`q k^T * scaling` in fp32 (or fp64), capped, biased and masked, minus `less`. Grouped keys are not repeated: the query heads of
+        a group are further rows of the same product.
         """
         B, H, _, D = self.query.shape
         KV = self.key.shape[1]
@@ -275,7 +275,7 @@ def visiting(vlm: VLM, visitor: Visitor, bias: Callable[[int, Tensor], FirstBias
     bias: from a layer and its queries to what is added. Raises ValueError inside another bias, and on a compiled model: its attention
     is a fixed program that no visitor reaches.
     """
-    if any(isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in vlm.model.modules()):
+    if any(isinstance(module, OptimizedModule) or getattr(module, "_compiled_call_impl", None) for module in vlm.model.modules()):
         raise ValueError("the model is compiled (torch.compile), so its attention cannot be read or edited: load it without")
     if bias is not None and _first_bias.get() is not None:
         raise ValueError("the scores of the first token are biased already: add the two biases and set their sum")

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -6,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 
 from headwise.attention import proof, seam
 from headwise.attention.observe import forward
-from headwise.attention.proof import BOUNDS, prove
+from headwise.attention.proof import BOUNDS, prove, proved
 from headwise.attention.seam import Attention
 from headwise.observation import EMBEDDED
 from headwise.vlm import FAMILIES, VLM, load_vlm
@@ -106,3 +107,25 @@ def test_an_ignored_padding_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_proof_holds_for_the_embedded_model(dtype: Literal["float32", "bfloat16"]) -> None:
     prove(load_vlm(EMBEDDED, dtype=dtype))
+
+
+def test_a_model_is_proved_once_for_each_revision_and_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path))
+    runs: list[torch.dtype] = []
+    right = proof.prove
+    monkeypatch.setattr(proof, "prove", lambda vlm: runs.append(vlm.dtype) or right(vlm))
+    vlm = new_tiny_vlm()
+    figures = proved(vlm, "one")
+    assert proved(vlm, "one") == figures == right(vlm)
+    proved(vlm, "two")
+    proved(VLM(vlm.base.to(torch.bfloat16), vlm.processor, vlm.family), "one")
+    assert runs == [torch.float32, torch.float32, torch.bfloat16]
+
+
+def test_a_model_that_failed_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HEADWISE_CACHE", str(tmp_path))
+    right = Attention.probabilities
+    with monkeypatch.context() as fault, pytest.raises(ValueError, match="row_sums"):
+        fault.setattr(Attention, "probabilities", lambda *arguments: not_normalised(right(*arguments)))
+        proved(tiny_vlm(), "one")
+    assert proved(tiny_vlm(), "one")["row_sums"] < 1e-5
