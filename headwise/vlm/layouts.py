@@ -201,17 +201,18 @@ def _check_any_resolution(processor: ProcessorMixin, tile: int, best: Size, pixe
 def _unpadded(size: Size, best: Size, tile: int, patch: int) -> View:
     """The grid over all tiles of the best resolution, without the rows or columns that the model cuts off as padding.
 
-    It is even. Where the stride does not divide the tile (OneVision: 384 pixels, 27 patches of 14) its cells lie up to half of what is
-    left over (3 pixels, a fifth of a cell) beside the patches.
+    Exact where the stride divides the tile. Else (OneVision: 384 pixels, 27 patches of 14) the patches have gaps between tiles; the grid's
+    borders are theirs but its cells are even, so inside they lie less than one gap (6 pixels, 0.43 of a cell) beside the patches.
     """
-    side, spare = divmod(tile, patch)
+    side = tile // patch
     grid = (best[0] // tile * side, best[1] // tile * side)
     rows, columns = unpad_image(torch.empty(1, *grid, device="meta"), size).shape[1:]
     inner = get_patch_output_size(torch.empty(1, *size, device="meta"), best, ChannelDimension.FIRST)
     edges: list[list[float]] = []
     for axis, kept in enumerate((rows, columns)):
         cut, pad = (grid[axis] - kept) // 2, (best[axis] - inner[axis]) // 2
-        edges.append([(cell * tile / side - spare / 2 - pad) / inner[axis] for cell in (cut, grid[axis] - cut)])
+        first, last = (cell // side * tile + cell % side * patch for cell in (cut, grid[axis] - cut - 1))
+        edges.append([(first - pad) / inner[axis], (last + patch - pad) / inner[axis]])
     (top, bottom), (left, right) = edges
     return View(rows, columns, top, left, bottom, right)
 

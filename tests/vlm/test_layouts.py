@@ -1,10 +1,8 @@
 """Each layout against the family's own image processor, on a picture whose colours are its coordinates."""
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -54,6 +52,7 @@ from transformers import (
     SmolVLMImageProcessorPil,
     SmolVLMProcessor,
 )
+from transformers.image_utils import SizeDict
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 from transformers.models.internvl.modeling_internvl import InternVLModel
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
@@ -62,7 +61,6 @@ from transformers.models.smolvlm.modeling_smolvlm import SmolVLMConnector
 
 from headwise.segments import Layout, View
 from headwise.vlm.layouts import (
-    Geometry,
     Placement,
     any_resolution,
     canvas_tiles,
@@ -136,8 +134,11 @@ def cell_sides(layout: Layout) -> Tensor:
     return torch.tensor(sides, dtype=torch.float64)
 
 
-def check(found: Placement, tokens: Tensor, tolerance: float, size: tuple[int, int]) -> float:
-    """The tokens' colours say where they lie: within a fraction of a cell, plus half a pixel of the image for resampling at its borders."""
+def check(found: Placement, tokens: Tensor, size: tuple[float, float], tolerance: float = 0.1) -> None:
+    """The tokens' colours say where they lie, within a share of a cell.
+
+    size: of the coarsest picture that the image processor made; half a pixel of it is allowed, the border where resampling is flat.
+    """
     assert tuple((tokens[:, 0] != MARK).tolist()) == found.is_cell
     seen, meant, sides = tokens[tokens[:, 0] != MARK], expected(found.layout), cell_sides(found.layout)
     blue = seen[:, 2]
@@ -145,10 +146,8 @@ def check(found: Placement, tokens: Tensor, tolerance: float, size: tuple[int, i
     on_image = (meant[:, 2] > 0.3) & (blue > 0.3)
     places = seen[:, :2] / blue[:, None].clamp(min=0.3)
     pixel = torch.tensor([1 / size[1], 1 / size[0]], dtype=torch.float64)
-    rest = ((places - meant[:, :2]).abs() - 0.3 * pixel).clamp(min=0) / sides
-    worst = float(rest[on_image].max())
-    assert worst < tolerance, worst
-    return worst
+    rest = ((places - meant[:, :2]).abs() - 0.5 * pixel).clamp(min=0) / sides
+    assert rest[on_image].max() < tolerance, "place"
 
 
 def llava(image_processor: Any, size: tuple[int, int], marks: int = 0) -> tuple[Placement, Tensor]:
@@ -173,7 +172,7 @@ LLAVA_SETTINGS = [
 @pytest.mark.parametrize("settings", LLAVA_SETTINGS)
 @pytest.mark.parametrize("kind", [LlavaImageProcessor, LlavaImageProcessorPil, CLIPImageProcessor, CLIPImageProcessorPil])
 def test_one_grid_of_an_image_that_is_resized_and_cropped(kind: type, settings: dict[str, Any], size: tuple[int, int]) -> None:
-    check(*llava(kind(**PLAIN, **settings), size), 0.1, size)
+    check(*llava(kind(**PLAIN, **settings), size), size)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -182,13 +181,13 @@ def test_one_grid_of_an_image_that_is_padded_to_a_square(kind: type, size: tuple
     found, tokens = llava(kind(**PLAIN, do_pad=True, size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}), size)
     (view,) = found.layout
     assert (view.bottom - view.top) * size[0] == pytest.approx(max(size)) == pytest.approx((view.right - view.left) * size[1])
-    check(found, tokens, 0.1, size)
+    check(found, tokens, size)
 
 
 def test_a_class_token_is_a_mark() -> None:
     found, tokens = llava(LlavaImageProcessor(**PLAIN, size={"height": 48, "width": 48}, do_center_crop=False), (64, 50), marks=1)
     assert found.layout == (View(6, 6),)
-    check(found, tokens, 0.1, (64, 50))
+    check(found, tokens, (64, 50))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -201,7 +200,7 @@ def test_paligemma_shows_the_whole_image(kind: type, side: int, size: tuple[int,
     processor = made(PaliGemmaProcessor, image_processor, image_seq_length=config.text_config.num_image_tokens)
     found = tower_grid(processor, config, size, inputs)
     assert len(found.is_cell) == num_image_tokens(processor, inputs)
-    check(found, patches(inputs["pixel_values"][0], 14), 0.1, size)
+    check(found, patches(inputs["pixel_values"][0], 14), size)
 
 
 def gemma_3(kind: type, tokens: int = 16) -> tuple[Any, Gemma3Config]:
@@ -219,7 +218,7 @@ def test_gemma_3_shows_the_whole_image_in_averages_over_patches(kind: type, size
     features = patches(inputs["pixel_values"][0], 4).T.reshape(1, 3, 16, 16)
     tokens = torch.nn.AvgPool2d(kernel_size=4, stride=4)(features).flatten(2)[0].T
     assert found == Placement((View(4, 4),), (True,) * num_image_tokens(processor, inputs))
-    check(found, tokens, 0.1, size)
+    check(found, tokens, size)
 
 
 @pytest.mark.parametrize("kind", [Gemma3ImageProcessor, Gemma3ImageProcessorPil])
@@ -231,7 +230,7 @@ def test_gemma_3_with_pan_and_scan_is_refused_where_it_cuts(kind: type) -> None:
         "pan_and_scan_max_num_crops": 4,
         "pan_and_scan_min_ratio_to_activate": 1.2,
     }
-    with pytest.raises(ValueError, match="pan and scan cut the image into 3 further ones.*do_pan_and_scan=False"):
+    with pytest.raises(ValueError, match=r"pan and scan cut the image into 3 further ones.*do_pan_and_scan=False"):
         pooled_grid(processor, config, (40, 120), processed(processor.image_processor, (40, 120), **on))
     assert pooled_grid(processor, config, (64, 64), processed(processor.image_processor, (64, 64), **on)).layout == (View(4, 4),)
 
@@ -248,7 +247,7 @@ def test_qwen_grids_follow_the_image_in_blocks_of_patches(kind: type, pixels: tu
         processor = made(processor_kind, image_processor)
         found = merged_grid(processor, config, size, inputs)
         assert len(found.is_cell) == num_image_tokens(processor, inputs)
-        check(found, tokens, 0.1, size)
+        check(found, tokens, size)
 
 
 SPLITS = [
@@ -283,7 +282,8 @@ def test_idefics_tiles_and_then_the_whole_image(
     assert len(found.is_cell) == num_image_tokens(processor, inputs)
     features = torch.stack([patches(picture, 4) for picture in inputs["pixel_values"][0]])
     tokens = connector.pixel_shuffle(None, features, 2).reshape(-1, 4, 3).mean(1)
-    check(found, tokens, 0.1, size)
+    shrink = min(1.0, settings["size"].get("longest_edge", 150) / max(size)) if settings.get("do_resize", True) else 1.0
+    check(found, tokens, (size[0] * shrink, size[1] * shrink))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -299,14 +299,14 @@ def test_internvl_tiles_and_then_the_whole_image(kind: type, tile: int, settings
     assert len(found.is_cell) == num_image_tokens(processor, inputs)
     features = torch.stack([patches(picture, 4).reshape(8, 8, 3) for picture in inputs["pixel_values"]])
     shuffled: Any = InternVLModel.pixel_shuffle
-    check(found, shuffled(None, features, 0.5).reshape(-1, 4, 3).mean(1), 0.1, size)
+    check(found, shuffled(None, features, 0.5).reshape(-1, 4, 3).mean(1), size)
 
 
 PINPOINTS = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3], [3, 3], [4, 1], [1, 6]]
 
 
 def any_resolution_tokens(
-    kind: type, size: tuple[int, int], tile: int, onevision: str | None, **settings: Any
+    kind: type, size: tuple[int, int], tile: int, onevision: str | None, settings: dict[str, Any]
 ) -> tuple[Placement, Tensor, dict[str, Any]]:
     """The placement and what the model's own packing makes of the patches' colours, with MARK for its newline."""
     pinpoints = [[tile * rows, tile * columns] for rows, columns in PINPOINTS]
@@ -338,14 +338,81 @@ def any_resolution_tokens(
 @pytest.mark.parametrize("kind", [LlavaNextImageProcessor, LlavaNextImageProcessorPil])
 def test_llava_next_packs_as_the_model_does(kind: type, settings: dict[str, Any], size: tuple[int, int]) -> None:
     settings = settings | {"do_center_crop": settings["crop_size"] is not None}
-    found, tokens, _ = any_resolution_tokens(kind, size, 32, None, **settings)
-    check(found, tokens, 0.1, size)
+    found, tokens, _ = any_resolution_tokens(kind, size, 32, None, settings)
+    check(found, tokens, size)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("at_most", ["anyres_max_9", "anyres_max_2"])  # 2: interpolated down
-@pytest.mark.parametrize(("tile", "tolerance"), [(32, 0.1), (33, 0.1), (38, 0.45)])  # 33 and 38: 1 and 6 pixels left over, of cells of 8
+@pytest.mark.parametrize(("tile", "tolerance"), [(32, 0.1), (33, 0.2)])  # 33: 1 pixel is left over, an eighth of a cell
 @pytest.mark.parametrize("kind", [LlavaOnevisionImageProcessor, LlavaOnevisionImageProcessorPil])
 def test_llava_onevision_packs_as_the_model_does(kind: type, tile: int, tolerance: float, at_most: str, size: tuple[int, int]) -> None:
-    found, tokens, _ = any_resolution_tokens(kind, size, tile, at_most, size={"height": tile, "width": tile})
-    check(found, tokens, tolerance, size)
+    found, tokens, _ = any_resolution_tokens(kind, size, tile, at_most, {"size": {"height": tile, "width": tile}})
+    check(found, tokens, size, tolerance)
+
+
+def test_queries_are_cells_of_an_empty_layout() -> None:
+    processor = made(InstructBlipProcessor, None, num_query_tokens=32)
+    assert queries(processor, InstructBlipConfig(num_query_tokens=32), (40, 50), {}) == Placement((), (True,) * 32)
+
+
+def test_idefics_own_count_of_tiles_is_not_what_it_makes() -> None:
+    """Why the rows are not taken from get_number_of_image_patches: it forgets that the shorter side is stretched with the longer one."""
+    image_processor = Idefics3ImageProcessor(**PLAIN, **SPLIT_SETTINGS[1])
+    size = next(
+        size for size in [(height, 130) for height in range(40, 130)] if _rows(image_processor, size) != _counted(image_processor, size)
+    )
+    assert _rows(image_processor, size) == _counted(image_processor, size) + 1
+
+
+def _rows(image_processor: Any, size: tuple[int, int]) -> int:
+    return processed(image_processor, size, return_row_col_info=True)["rows"][0][0]
+
+
+def _counted(image_processor: Any, size: tuple[int, int]) -> int:
+    return image_processor.get_number_of_image_patches(*size)[1]
+
+
+def test_what_cannot_be_placed_is_refused_with_the_setting() -> None:
+    fields = {"patch_size": 8, "num_additional_image_tokens": 0, "vision_feature_select_strategy": "full"}
+    size = (40, 120)
+
+    def llava_of(**settings: Any) -> Placement:
+        image_processor = CLIPImageProcessor(**PLAIN, **settings)
+        return patch_grid(made(LlavaProcessor, image_processor, **fields), LlavaConfig(), size, processed(image_processor, size))
+
+    with pytest.raises(ValueError, match=r"resizes to size=.*longest_edge.*shortest_edge alone"):
+        llava_of(size={"shortest_edge": 40, "longest_edge": 64})
+    with pytest.raises(ValueError, match=r"gave 64 x 64 pixels.*pad_size"):
+        llava_of(size={"height": 48, "width": 48}, do_center_crop=False, do_pad=True, pad_size={"height": 64, "width": 64})
+    with pytest.raises(ValueError, match="set num_additional_image_tokens to 1"):
+        fields["vision_feature_select_strategy"] = "default"
+        llava_of(size={"height": 48, "width": 48}, do_center_crop=False)
+    with pytest.raises(ValueError, match=r"tiles of 24 x 24 pixels.*takes 3 of 32 x 32.*crop_size"):
+        next_processor = LlavaNextImageProcessor(
+            **PLAIN, image_grid_pinpoints=[[32, 64]], size={"shortest_edge": 32}, crop_size={"height": 24, "width": 24}
+        )
+        config = LlavaNextConfig(vision_config={"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 8})
+        any_resolution(made(LlavaNextProcessor, next_processor, **fields), config, size, processed(next_processor, size))
+    with pytest.raises(ValueError, match=r"4 tiles in pixel_values.*make 2 x 6"):
+        split = Idefics3ImageProcessor(**PLAIN, **SPLIT_SETTINGS[0])
+        inputs = processed(split, size)
+        split.size = SizeDict(longest_edge=288)
+        config = Idefics3Config(vision_config={"image_size": 48, "patch_size": 4}, scale_factor=2)
+        split_tiles(made(Idefics3Processor, split), config, size, inputs)
+
+
+@pytest.mark.parametrize(("size", "tolerance"), [((300, 300), 0.05), ((768, 384), 0.25), ((700, 1100), 0.35)])
+def test_published_llava_onevision(size: tuple[int, int], tolerance: float) -> None:
+    """384 pixels in 27 patches of 14: exact in one tile; beside the patches by at most 6 (n - 1) / n of 14 pixels in n tiles."""
+    image_processor = LlavaOnevisionImageProcessor(**PLAIN)
+    inputs, config = processed(image_processor, size), LlavaOnevisionConfig()
+    config.vision_config.patch_size, config.vision_config.image_size = 14, 384
+    fields = {"num_image_tokens": 729, "vision_aspect_ratio": "anyres_max_9", "vision_feature_select_strategy": "full"}
+    processor, pack = made(LlavaOnevisionProcessor, image_processor, **fields), LlavaOnevisionModel.pack_image_features
+    found = any_resolution(processor, config, size, inputs)
+    assert len(found.is_cell) == num_image_tokens(processor, inputs)
+    features = [torch.stack([patches(tile, 14) for tile in inputs["pixel_values"][0]])]
+    newline = torch.full((3,), MARK, dtype=torch.float64)
+    packed: Any = pack(SimpleNamespace(config=config), features, inputs["image_sizes"], newline)  # type: ignore[arg-type]
+    check(found, packed[0][0], size, tolerance)
