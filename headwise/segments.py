@@ -99,21 +99,35 @@ def prompt_kinds(visual: list[bool]) -> list[Kind]:
     return [Kind.SYSTEM] * start + after
 
 
-def coverage(mask: Bool[np.ndarray, "height width"], grid: Grid) -> Float[np.ndarray, "visual"]:
-    """Share in [0, 1] of each visual token's cell that the mask covers, in reading order.
+def coverage(mask: Bool[np.ndarray, "height width"], layout: Layout) -> Float[np.ndarray, "visual"]:
+    """Share in [0, 1] of each visual token's cell that the mask covers, in the tokens' order: view after view, each in reading order.
 
-    The image is stretched over the grid, so a cell is height / rows by width / columns pixels; a pixel on a border counts with the part
-    that lies inside. The mean over the cells is the mask's share of the image, exactly. Raises ValueError on an empty mask or grid.
+    A pixel on a cell's border counts with the part that lies inside; of a cell on the image's border only the part on the image counts,
+    and a cell beyond the image has 0. So the mean over a view inside the image is the mask's share of its region, exactly. Raises
+    ValueError on an empty mask or grid.
     """
-    if 0 in mask.shape or min(grid) < 1:
-        raise ValueError(f"a mask of {mask.shape[0]} x {mask.shape[1]} pixels cannot be laid on a grid of {grid[0]} x {grid[1]}")
-    rows, columns = _overlap(mask.shape[0], grid[0]), _overlap(mask.shape[1], grid[1])
+    return np.concatenate([np.zeros(0), *(_view_coverage(mask, view) for view in layout)])
+
+
+def _view_coverage(mask: Bool[np.ndarray, "height width"], view: View) -> Float[np.ndarray, "cell"]:
+    height, width = mask.shape
+    if not (height and width and view.rows > 0 and view.columns > 0 and view.top < view.bottom and view.left < view.right):
+        raise ValueError(f"a mask of {height} x {width} pixels cannot be laid on a grid of {view.rows} x {view.columns} cells: {view}")
+    rows = _overlap(height, view.rows, view.top, view.bottom)
+    columns = _overlap(width, view.columns, view.left, view.right)
     return np.clip(rows @ mask.astype(np.float64) @ columns.T, 0.0, 1.0).reshape(-1)
 
 
-def _overlap(pixels: int, cells: int) -> Float[np.ndarray, "cells pixels"]:
-    """Share of each cell's length that each pixel takes; a cell's shares sum to 1."""
-    edges = np.arange(cells + 1) * (pixels / cells)
+def _overlap(pixels: int, cells: int, start: float, end: float) -> Float[np.ndarray, "cells pixels"]:
+    """Share that each pixel takes of each cell's length on the image, for cells from start to end (1: the image's length).
+
+    A cell's shares sum to 1, to 0 beyond the image.
+    """
+    borders = start + (end - start) * np.arange(cells + 1) / cells
+    on_image = np.diff(borders.clip(0.0, 1.0)) / np.diff(borders)
+    on_image[on_image < 1e-9] = np.inf  # no more than rounding: the cell lies beyond the image
+    length = pixels * (end - start)
+    edges = start * pixels + np.arange(cells + 1) * (length / cells)
     left = np.maximum(edges[:-1, None], np.arange(pixels)[None, :])
     right = np.minimum(edges[1:, None], np.arange(1, pixels + 1)[None, :])
-    return np.maximum(right - left, 0.0) * (cells / pixels)
+    return np.maximum(right - left, 0.0) * (cells / length) / on_image[:, None]
