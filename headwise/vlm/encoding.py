@@ -99,10 +99,12 @@ def _prompt(vlm: VLM, image: Image.Image | None, question: str) -> dict[str, Ten
         return _bare_prompt(vlm, image, question)
     parts = [*([{"type": "image", "image": image}] if image is not None else []), {"type": "text", "text": question}]
     messages: Any = [{"role": "user", "content": question if vlm.visual_id is None else parts}]
-    found: Any = vlm.processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", sanitize_control_tokens=True
-    )
-    return dict(found)
+    options: Any = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    if special := [token for token in vlm.tokenizer.get_added_vocab() if token in question]:
+        if not vlm.family.splits_special:
+            raise BadExample(f"{special[0]} in the question: the processor of {vlm.base.config.model_type} cannot read it as plain text")
+        options["sanitize_control_tokens"] = True
+    return dict(vlm.processor.apply_chat_template(messages, **options))
 
 
 def _bare_prompt(vlm: VLM, image: Image.Image | None, question: str) -> dict[str, Tensor]:

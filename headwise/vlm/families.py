@@ -25,7 +25,8 @@ class Family:
     num_image_tokens, prompt_end: where no chat template says it, the processor's field with the number of image tokens before the
     question, and what follows the question. answer_type: the token type of the answer, where tokens have types.
     shares_image: whether what the decoder makes of the image may serve several questions: it may not if the question is before it, or
-    read by it, or if positions cannot be told from a cache.
+    read by it, or if positions cannot be told from a cache. splits_special: whether the processor can read special tokens in a question
+    as plain text.
     """
 
     decoder: str = "model.language_model"
@@ -34,11 +35,11 @@ class Family:
     prompt_end: str = ""
     answer_type: int = 0
     shares_image: bool = True
+    splits_special: bool = True
 
 
 TEXT_ONLY = Family(decoder="model")
 QWEN_VL = Family(layout=layouts.qwen_vl, shares_image=False)
-IDEFICS3 = Family(decoder="model.text_model", layout=layouts.idefics3)
 FAMILIES: dict[str, Family] = {
     "fast_vlm": Family(layout=layouts.fast_vlm),
     "llava": Family(layout=layouts.llava),
@@ -48,8 +49,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": QWEN_VL,
     "qwen3_vl": QWEN_VL,
     "paligemma": Family(layout=layouts.paligemma, num_image_tokens="image_seq_length", prompt_end="\n", answer_type=1, shares_image=False),
-    "smolvlm": IDEFICS3,
-    "idefics3": IDEFICS3,
+    "smolvlm": Family(decoder="model.text_model", layout=layouts.idefics3),
+    "idefics3": Family(decoder="model.text_model", layout=layouts.idefics3, splits_special=False),
     "internvl": Family(layout=layouts.internvl),
     "gemma3": Family(layout=layouts.gemma3, shares_image=False),
     "instructblip": Family(
@@ -88,11 +89,13 @@ class VLM:
     @cached_property
     def end_id(self) -> int:
         """The end-of-turn token: what the chat template writes after an answer if that is a special token, else the end of the text."""
-        tokenizer, answer = self.tokenizer, "the answer"
-        after: list[int] = []
+        tokenizer: Any = self.tokenizer
+        answer, after = "the answer", list[int]()
         if self.has_template:
             turns = [("user", "a question"), ("assistant", answer)]
-            messages = [{"role": role, "content": [{"type": "text", "text": text}] if self.family.layout else text} for role, text in turns]
+            messages: Any = [
+                {"role": role, "content": [{"type": "text", "text": text}] if self.family.layout else text} for role, text in turns
+            ]
             written = str(self.processor.apply_chat_template(messages, tokenize=False))
             after = tokenizer(written.rpartition(answer)[2].strip(), add_special_tokens=False)["input_ids"][:1]
         found = after[0] if after and tokenizer.decode(after) in tokenizer.get_added_vocab() else tokenizer.eos_token_id
