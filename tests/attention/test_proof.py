@@ -11,7 +11,7 @@ from headwise.attention.proof import BOUNDS, prove
 from headwise.attention.seam import Attention, Rows
 from headwise.observation import EMBEDDED
 from headwise.vlm import FAMILIES, VLM, load_vlm
-from tests.attention.families import family
+from tests import zoo
 from tests.attention.oracle import eager_attentions, probe
 from tests.tiny import new_tiny_vlm, processor, tiny_lm, tiny_vlm
 
@@ -24,15 +24,18 @@ def test_the_proof_holds(model) -> None:
     assert figures["replaced_logits"] > 0.1
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "smollm3"])
-def test_the_proof_holds_for_every_text_only_family(model_type: str) -> None:
-    prove(family(model_type))
+CAPPED = {"gemma2", "paligemma2"}
 
 
-def test_every_known_family_is_proved_and_a_capped_one_refused() -> None:
-    assert set(FAMILIES) == {"fast_vlm", "llama", "mistral", "qwen2", "qwen3", "smollm3"}
+@pytest.mark.parametrize("name", sorted({*zoo.VISUAL_FAMILIES, *zoo.TEXT_FAMILIES} - CAPPED))
+def test_the_proof_holds_for_every_family(name: str) -> None:
+    prove(zoo.vlm(name))
+
+
+@pytest.mark.parametrize("name", sorted(CAPPED))
+def test_a_capped_family_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="gemma2 caps"):
-        prove(family("gemma2"))
+        prove(zoo.vlm(name))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

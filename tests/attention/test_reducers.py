@@ -12,9 +12,9 @@ from headwise.attention.schema import MAPS
 from headwise.attention.seam import Attention, attend, visiting
 from headwise.segments import Kind, Segments, segments
 from headwise.vlm import VLM, Batch, encode
-from tests.attention.families import family
 from tests.attention.oracle import cached_keys, eager_attentions, head_statistics, key_variance, probe
 from tests.tiny import image, tiny_lm, tiny_vlm
+from tests.zoo import language_model
 
 
 def assert_equals_the_oracle(found: Observed, A: np.ndarray, keys: np.ndarray, batch: Batch) -> None:
@@ -37,14 +37,14 @@ def test_streamed_statistics_equal_the_oracle_on_eager_attention(model, side: st
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 def test_grouped_heads(kv_heads: int) -> None:
-    vlm = family("llama", kv_heads)
+    vlm = language_model("llama", num_key_value_heads=kv_heads)
     batch = probe(vlm, "left")
     assert_equals_the_oracle(observe(vlm, batch), eager_attentions(vlm, batch), cached_keys(vlm, batch), batch)
 
 
 @pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3", "smollm3"])
 def test_other_families(model_type: str) -> None:
-    vlm = family(model_type)
+    vlm = language_model(model_type)
     batch = probe(vlm, "right")
     A = eager_attentions(vlm, batch)
     assert_equals_the_oracle(observe(vlm, batch), A, key_window(vlm, batch), batch)

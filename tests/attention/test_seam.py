@@ -6,8 +6,8 @@ import torch
 from headwise.attention.observe import forward, observe
 from headwise.attention.seam import NAME, Attention, visiting
 from headwise.vlm import VLM, encode
-from tests.attention.families import family
 from tests.tiny import NUM_LAYERS, image, new_tiny_vlm, tiny_lm, tiny_vlm
+from tests.zoo import language_model
 
 
 def logits(vlm: VLM) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_a_visitor_does_not_see_other_threads() -> None:
 
 def test_soft_capped_families_are_refused() -> None:
     with pytest.raises(ValueError, match=r"gemma2 caps its attention scores at 50"):
-        observe(family("gemma2"), encode(family("gemma2"), [None], ["What?"], ["red"]))
+        observe(language_model("gemma2"), encode(language_model("gemma2"), [None], ["What?"], ["red"]))
 
 
 def test_attention_sinks_are_refused() -> None:

@@ -1,4 +1,3 @@
-import json
 import shutil
 import warnings
 from dataclasses import replace
@@ -120,7 +119,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 def test_unknown_families_are_refused_with_the_known_ones(tmp_path: Path) -> None:
     GPT2Config().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="'gpt2' is unknown; Headwise knows fast_vlm"):
+    with pytest.raises(ValueError, match="'gpt2' is unknown; Headwise knows fast_vlm, gemma"):
         load_vlm(tmp_path)
 
 
@@ -133,16 +132,6 @@ def test_missing_and_broken_weights_are_refused(folder: Path, tmp_path: Path) ->
         load_vlm(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(ValueError, match="neither a folder with a model"):
-        load_vlm(tmp_path)
-
-
-def test_a_processor_that_crops_is_refused(folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    path = tmp_path / "processor_config.json"
-    content = json.loads(path.read_text())
-    content["image_processor"] |= {"size": {"shortest_edge": 96}, "do_center_crop": True, "crop_size": {"height": 96, "width": 96}}
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="masks would not fit the grid: save it with"):
         load_vlm(tmp_path)
 
 
@@ -211,7 +200,7 @@ def test_examples_that_cannot_be_used_are_bad() -> None:
 def test_visual_tokens_and_grid_must_agree() -> None:
     wrong = processor()
     wrong.num_additional_image_tokens = 1
-    with pytest.raises(ValueError, match="10 visual tokens in the prompt, the grid has 3 x 3 = 9 cells"):
+    with pytest.raises(ValueError, match="10 image tokens in the prompt, one image makes 9"):
         encode(replace(tiny_vlm(), processor=wrong), [image(0)], ["What?"])
 
 
