@@ -12,7 +12,6 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import (
-    AddedToken,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -318,7 +317,7 @@ def gemma3() -> VLM:
 
 
 def instructblip() -> VLM:
-    words = words_of(["<image>"], {"image_token": AddedToken("<image>", special=True)}, adds_bos=True)
+    words = words_of(["<image>"], adds_bos=True)
     asked = words_of(bos="[CLS]", eos="[SEP]", adds_bos=True)
     processor = InstructBlipProcessor(BlipImageProcessor(size=SQUARE), words, asked, num_query_tokens=4)
     sizes = {name: TOWER[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import Parameter, signature
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -54,8 +55,8 @@ def encode(
     """Prompts as the model's chat template writes them, followed by the answers and the end-of-turn token if answers are given.
 
     Special tokens inside a question or an answer are read as plain text. Raises BadExample if an answer has no tokens or an example is
-    longer than the model takes, ValueError if image tokens and layout disagree, a text-only model gets an image, or none of the examples
-    has one and the model cannot do without.
+    longer than the model takes, ValueError if image tokens and layout disagree, a text-only model gets an image, none of the examples has
+    one and the model cannot do without, or the processor lacks the chat template that its family has.
     """
     texts = [None] * len(questions) if answers is None else answers
     examples = [_encoded(vlm, *example) for example in zip(images, questions, texts, strict=True)]
@@ -97,14 +98,27 @@ def _prompt(vlm: VLM, image: Image.Image | None, question: str) -> dict[str, Ten
         raise ValueError(f"an image for a text-only model ({vlm.base.config.model_type}), question {question!r}")
     if not vlm.has_template:
         return _bare_prompt(vlm, image, question)
-    parts = [*([{"type": "image", "image": image}] if image is not None else []), {"type": "text", "text": question}]
-    messages: Any = [{"role": "user", "content": question if vlm.visual_id is None else parts}]
+    special = [token.content for token in vlm.tokenizer.added_tokens_decoder.values() if token.special]
+    hostile = any(token in question for token in special)
+    text = str(vlm.tokenizer.eos_token) * 2 if hostile else question
+    parts = [*([{"type": "image", "image": image}] if image is not None else []), {"type": "text", "text": text}]
+    messages: Any = [{"role": "user", "content": text if vlm.visual_id is None else parts}]
     options: Any = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    if special := [token for token in vlm.tokenizer.get_added_vocab() if token in question]:
-        if not vlm.family.splits_special:
-            raise BadExample(f"{special[0]} in the question: the processor of {vlm.base.config.model_type} cannot read it as plain text")
-        options["sanitize_control_tokens"] = True
-    return dict(vlm.processor.apply_chat_template(messages, **options))
+    found: Any = vlm.processor.apply_chat_template(messages, **options)
+    found = {name: found[name] for name in found}
+    return _spliced(vlm, found, question) if hostile else found
+
+
+def _spliced(vlm: VLM, found: dict[str, Tensor], question: str) -> dict[str, Tensor]:
+    """A prompt with the question's tokens in the place of two ends of text, which stand for a question that has special tokens in it.
+
+    Processors either read these as such or, told not to (`sanitize_control_tokens`), fail with several families.
+    """
+    ids, end = found["input_ids"][0].tolist(), vlm.tokenizer.eos_token_id
+    start = next(index for index, pair in enumerate(pairwise(ids)) if pair == (end, end))
+    own = torch.tensor([vlm.tokenizer(question, add_special_tokens=False, split_special_tokens=True)["input_ids"]])
+    values = {"input_ids": own} | {name: torch.zeros_like(own) for name in TOKEN_TYPES if name in found}
+    return found | {name: torch.cat([found[name][:, :start], value, found[name][:, start + 2 :]], dim=1) for name, value in values.items()}
 
 
 def _bare_prompt(vlm: VLM, image: Image.Image | None, question: str) -> dict[str, Tensor]:
@@ -116,11 +130,12 @@ def _bare_prompt(vlm: VLM, image: Image.Image | None, question: str) -> dict[str
     ids = list(vlm.tokenizer(question + vlm.family.prompt_end, split_special_tokens=True)["input_ids"])
     if vlm.visual_id is None:
         return {"input_ids": torch.tensor([ids])}
+    if vlm.family.num_image_tokens is None:
+        raise ValueError(f"the processor of this {vlm.base.config.model_type} has no chat template, so how it writes prompts is unknown")
     if ids[:1] != [vlm.tokenizer.bos_token_id]:
         ids = [vlm.tokenizer.bos_token_id, *ids]
     found: dict[str, Tensor] = {}
     if image is not None:
-        assert vlm.family.num_image_tokens is not None
         ids = [vlm.visual_id] * getattr(processor, vlm.family.num_image_tokens) + ids
         found |= processor.image_processor(image, return_tensors="pt")
         if hasattr(processor, "qformer_tokenizer"):

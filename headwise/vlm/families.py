@@ -25,8 +25,7 @@ class Family:
     num_image_tokens, prompt_end: where no chat template says it, the processor's field with the number of image tokens before the
     question, and what follows the question. answer_type: the token type of the answer, where tokens have types.
     shares_image: whether what the decoder makes of the image may serve several questions: it may not if the question is before it, or
-    read by it, or if positions cannot be told from a cache. splits_special: whether the processor can read special tokens in a question
-    as plain text.
+    read by it, or if positions cannot be told from a cache.
     """
 
     decoder: str = "model.language_model"
@@ -35,7 +34,6 @@ class Family:
     prompt_end: str = ""
     answer_type: int = 0
     shares_image: bool = True
-    splits_special: bool = True
 
 
 TEXT_ONLY = Family(decoder="model")
@@ -50,7 +48,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl": QWEN_VL,
     "paligemma": Family(layout=layouts.paligemma, num_image_tokens="image_seq_length", prompt_end="\n", answer_type=1, shares_image=False),
     "smolvlm": Family(decoder="model.text_model", layout=layouts.idefics3),
-    "idefics3": Family(decoder="model.text_model", layout=layouts.idefics3, splits_special=False),
+    "idefics3": Family(decoder="model.text_model", layout=layouts.idefics3),
     "internvl": Family(layout=layouts.internvl),
     "gemma3": Family(layout=layouts.gemma3, shares_image=False),
     "instructblip": Family(

@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    PreTrainedConfig,
     modeling_gguf_pytorch_utils,
 )
 from transformers.utils.logging import set_tqdm_hook, tqdm
@@ -39,7 +40,7 @@ def load_vlm(source: str | Path, *, adapter: Path | None = None, dtype: Dtype = 
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        family = _family(config.model_type, str(source))
+        family = _family(config, str(source))
         loader: Any = AutoModelForImageTextToText if family.layout else AutoModelForCausalLM
         with quiet():
             model, loaded = loader.from_pretrained(
@@ -114,10 +115,12 @@ def revision(source: str | Path) -> str:
     return sha256_tree(Path(path)) if Path(path).is_dir() else str(AutoConfig.from_pretrained(path, trust_remote_code=False)._commit_hash)
 
 
-def _family(model_type: str, source: str) -> Family:
-    if model_type not in FAMILIES:
-        raise ValueError(f"{source}: the family {model_type!r} is unknown; Headwise knows {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[model_type]
+def _family(config: PreTrainedConfig, source: str) -> Family:
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"{source}: the family {config.model_type!r} is unknown; Headwise knows {', '.join(sorted(FAMILIES))}")
+    if config.get_text_config().is_encoder_decoder:
+        raise ValueError(f"{source}: its language model is an encoder with a decoder; Headwise reads decoders alone")
+    return FAMILIES[config.model_type]
 
 
 def _torch_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:

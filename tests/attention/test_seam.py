@@ -70,7 +70,7 @@ def test_a_visitor_does_not_see_other_threads() -> None:
 
 
 def test_soft_capped_families_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"gemma2 caps its attention scores at 50"):
+    with pytest.raises(ValueError, match=r"gemma2 caps its attention scores at 5 "):
         observe(language_model("gemma2"), encode(language_model("gemma2"), [None], ["What?"], ["red"]))
 
 

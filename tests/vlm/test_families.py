@@ -1,16 +1,18 @@
 """Prompts, inputs and answers of every family."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import InstructBlipConfig, T5Config
 
-from headwise.examples import BadExample
-from headwise.vlm import FAMILIES, VLM, Batch, encode, generate
+from headwise.likelihood import read_answers
+from headwise.vlm import FAMILIES, VLM, Batch, encode, generate, load_vlm
 from tests import zoo
-from tests.tiny import image
+from tests.tiny import image, save
 
 QUESTION, ANSWER = "How many squares are in the picture on the left?", "There are three squares."
 QUESTIONS = [QUESTION, "What colour is it?", "Where is the large green star?", "Red?", "Describe the image."]
@@ -19,6 +21,8 @@ SIZES = [(120, 90), (40, 200), None, (64, 64), (200, 40)]
 """Widths and heights; the third example has no image."""
 
 every_family = pytest.mark.parametrize("name", (*zoo.VISUAL_FAMILIES, *zoo.TEXT_FAMILIES))
+numpy_warns = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+"""PaliGemma's processor makes an array of a list of tensors."""
 visual_families = pytest.mark.parametrize("name", zoo.VISUAL_FAMILIES)
 
 CHATML = ("<|im_start|>user\n", "{q}<|im_end|>\n<|im_start|>assistant\n")
@@ -100,6 +104,36 @@ def test_a_family_that_cannot_do_without_an_image_says_so() -> None:
         encode(zoo.vlm("instructblip"), [None], QUESTIONS[:1])
 
 
+def test_without_its_chat_template_a_family_is_refused() -> None:
+    vlm = zoo.llava()
+    vlm.processor.chat_template = None
+    with pytest.raises(ValueError, match="this llava has no chat template"):
+        encode(vlm, [image(0)], [QUESTION])
+
+
+def test_a_language_model_with_an_encoder_is_refused(tmp_path: Path) -> None:
+    InstructBlipConfig(text_config=T5Config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Headwise reads decoders alone"):
+        load_vlm(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llava", "paligemma", "qwen2_5_vl", "idefics3", "instructblip"])
+def test_a_folder_loads_as_the_model_that_was_saved(name: str, tmp_path: Path) -> None:
+    vlm = zoo.vlm(name)
+    loaded = load_vlm(save(vlm, tmp_path), dtype="float32", device="cpu")
+    ours, theirs = (encode(model, [image(0)], [QUESTION], [ANSWER]) for model in (vlm, loaded))
+    torch.testing.assert_close(logits(loaded, theirs), logits(vlm, ours))
+
+
+@visual_families
+def test_one_image_read_once_serves_every_question(name: str) -> None:
+    vlm = zoo.vlm(name)
+    batch = encode(vlm, [image(0)] * 3, QUESTIONS[:3], ANSWERS[:3])
+    with torch.no_grad():
+        once, again = (read_answers(vlm, batch, one_image=one_image) for one_image in (True, False))
+    torch.testing.assert_close(once[0], again[0], rtol=1e-4, atol=1e-4)
+
+
 @visual_families
 def test_the_segments_read_as_the_family_writes_its_prompts(name: str) -> None:
     vlm = zoo.vlm(name)
@@ -138,6 +172,7 @@ def test_another_image_changes_the_visual_tokens_and_no_others(name: str) -> Non
     assert float(after[one.segments.answer[0, first:]].min()) > 1e-3
 
 
+@numpy_warns
 @visual_families
 def test_the_prompt_is_the_processors_own(name: str) -> None:
     vlm = zoo.vlm(name)
@@ -167,6 +202,7 @@ def test_an_appended_answer_is_what_the_template_makes_of_the_conversation(name:
         assert torch.equal(ours[key], theirs[key][:, : ours["input_ids"].shape[1]]), key
 
 
+@numpy_warns
 @pytest.mark.parametrize("name", ["paligemma", "paligemma2"])
 def test_an_appended_answer_is_paligemmas_suffix(name: str) -> None:
     vlm = zoo.vlm(name)
@@ -181,10 +217,6 @@ def test_special_tokens_in_questions_and_answers_are_plain_text(name: str) -> No
     vlm = zoo.vlm(name)
     mark = vlm.tokenizer.decode([vlm.visual_id])
     question, answer = f"Is {mark} {vlm.tokenizer.eos_token} here?", f"{vlm.tokenizer.eos_token} {mark}"
-    if not vlm.family.splits_special:
-        with pytest.raises(BadExample, match="cannot read it as plain text"):
-            encode(vlm, [image(0)], [question])
-        return
     hostile, plain = (encode(vlm, [image(0)], [q], [a]) for q, a in ((question, answer), (QUESTION, ANSWER)))
     ids = hostile.inputs["input_ids"][0]
     assert vlm.tokenizer.decode(ids[hostile.segments.answer[0]]) == answer
