@@ -43,7 +43,7 @@ def shared_answer_logits(vlm: VLM, batch: Batch) -> Float[Tensor, "target vocabu
     question, there is nothing to share.
     """
     ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-    shared = int(batch.segments.visual[0].nonzero().max()) + 1
+    shared = int((batch.segments.system | batch.segments.visual)[0].nonzero().max()) + 1
     if not vlm.family.shares_image or not bool((ids[:, :shared] == ids[0, :shared]).all()):
         return answer_logits(vlm, batch)
     inputs = {name: tensor[: len(tensor) // len(ids)] for name, tensor in batch.inputs.items()}

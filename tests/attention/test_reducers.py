@@ -10,7 +10,7 @@ from headwise.attention.observe import Observed, forward, observe
 from headwise.attention.reducers import Reading, statistics
 from headwise.attention.schema import MAPS
 from headwise.attention.seam import Attention, attend, visiting
-from headwise.segments import Kind, Segments, segments
+from headwise.segments import Kind, Segments, View, segments
 from headwise.vlm import VLM, Batch, encode
 from tests.attention.oracle import cached_keys, eager_attentions, head_statistics, key_variance, probe
 from tests.tiny import image, tiny_lm, tiny_vlm
@@ -83,10 +83,10 @@ def random_layer(shape: dict[str, Any]) -> tuple[Attention, Segments]:
     mask = torch.ones(tokens, tokens, dtype=torch.bool).tril() & (kinds != Kind.NONE)[:, None, None]
     if shape["added"]:
         mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-    grid = (1, shape["visual"]) if shape["visual"] else None
+    layout = (View(1, shape["visual"]),) if shape["visual"] else None
     found = attend(query, key, value, mask, shape["scaling"], False)
     assert found is not None
-    return Attention(0, query, key, value, mask, shape["scaling"], True, found[1]), segments(kinds, (grid,) * shape["batch"])
+    return Attention(0, query, key, value, mask, shape["scaling"], True, found[1]), segments(kinds, (layout,) * shape["batch"])
 
 
 def whole(attention: Attention) -> np.ndarray:
@@ -136,7 +136,7 @@ def test_a_prompt_of_many_blocks_equals_the_oracle() -> None:
 
 def test_an_answer_that_looks_only_at_the_image_has_no_entropy_elsewhere() -> None:
     """The share of the other keys is 0 / 0 there; it must stay finite."""
-    kinds = segments(torch.tensor([[1, 2, 2, 3, 4]]), ((1, 2),))
+    kinds = segments(torch.tensor([[1, 2, 2, 3, 4]]), ((View(1, 2),),))
     key = torch.zeros(1, 1, 5, 1)
     key[:, :, 1:3] = 500.0
     query = torch.ones(1, 1, 5, 1)
