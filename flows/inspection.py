@@ -119,7 +119,7 @@ def known_families() -> tuple[str, Columns, Cells]:
     """The families by transformers' model type."""
     from headwise.vlm import FAMILIES
 
-    rows = [(name, "images and text" if family.image_token else "text", family.decoder) for name, family in sorted(FAMILIES.items())]
+    rows = [(name, "images and text" if family.layout else "text", family.decoder) for name, family in sorted(FAMILIES.items())]
     return f"Model families ({EMBEDDED} comes with Headwise)", ("model_type", "reads", "decoder"), rows
 
 

@@ -39,11 +39,12 @@ def answer_logits(vlm: VLM, batch: Batch) -> Float[Tensor, "target vocabulary"]:
 
 def shared_answer_logits(vlm: VLM, batch: Batch) -> Float[Tensor, "target vocabulary"]:
     """`answer_logits` of questions about one image, padded on the right: all up to the image's last token is read once, and its keys and
-    values serve every question. Where a chat template puts the question before the image there is nothing to share.
+    values serve every question. Where a chat template puts the question before the image, or in families whose image tokens read the
+    question, there is nothing to share.
     """
     ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-    shared = int(batch.segments.visual[0].nonzero().max()) + 1
-    if not bool((ids[:, :shared] == ids[0, :shared]).all()):
+    shared = int((batch.segments.system | batch.segments.visual)[0].nonzero().max()) + 1
+    if not vlm.family.shares_image or not bool((ids[:, :shared] == ids[0, :shared]).all()):
         return answer_logits(vlm, batch)
     inputs = {name: tensor[: len(tensor) // len(ids)] for name, tensor in batch.inputs.items()}
     inputs |= {"input_ids": ids[:1, :shared], "attention_mask": mask[:1, :shared]}

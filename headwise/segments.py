@@ -1,5 +1,6 @@
 """Which tokens are what in a prompt with its answer, and how much of each visual token's cell a pixel mask covers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -52,9 +53,10 @@ class Kind(IntEnum):
 class Segments:
     """The segments of a batch. The end-of-turn token and padding are in none; no token is in two.
 
-    system: the tokens before the first visual one. visual: the image's tokens. question: the tokens after them up to the answer, the
-    template's own included (without an image: the whole prompt). answer: the answer's tokens. first: position of the first real token.
-    grids: rows and columns of the visual tokens, None without an image.
+    system: the tokens before the last visual one, marks between the views and rows of the image included. visual: the tokens that show a
+    part of the image. question: the tokens after them up to the answer, the template's own included (without an image: the whole
+    prompt). answer: the answer's tokens. first: position of the first real token. layouts: where the visual tokens lie on the image,
+    None without an image, empty if they have no place.
     """
 
     system: Bool[Tensor, "batch token"]
@@ -62,7 +64,7 @@ class Segments:
     question: Bool[Tensor, "batch token"]
     answer: Bool[Tensor, "batch token"]
     first: Int[Tensor, "batch"]
-    grids: tuple[Grid | None, ...]
+    layouts: tuple[Layout | None, ...]
 
     @property
     def text(self) -> Bool[Tensor, "batch token"]:
@@ -75,28 +77,34 @@ class Segments:
         return self.system | self.visual | self.question | self.answer
 
 
-def segments(kinds: Int[Tensor, "batch token"], grids: tuple[Grid | None, ...]) -> Segments:
+def segments(kinds: Int[Tensor, "batch token"], layouts: tuple[Layout | None, ...]) -> Segments:
     """The segments of tokens whose kinds are known.
 
-    Raises ValueError with both numbers if an example has more or fewer visual tokens than its grid has cells.
+    Raises ValueError with both numbers if an example has more or fewer visual tokens than its layout has cells.
     """
-    for row, grid in zip(kinds, grids, strict=True):
-        found, cells = int((row == Kind.VISUAL).sum()), grid[0] * grid[1] if grid else 0
-        if found != cells:
-            shape = f"{grid[0]} x {grid[1]} = {cells} cells" if grid else "no image, so 0 cells"
+    for row, layout in zip(kinds, layouts, strict=True):
+        found, cells = int((row == Kind.VISUAL).sum()), sum(view.cells for view in layout or ())
+        if found != cells and layout != ():
+            shape = " + ".join(f"{view.rows} x {view.columns}" for view in layout or ())
+            shape = f"{shape} = {cells} cells" if layout else "no image, so 0 cells"
             raise ValueError(f"{found} visual tokens in the prompt, the grid has {shape}: does patch_size equal the vision tower's stride?")
     masks = {kind: kinds == kind for kind in Kind}
     first = (kinds != Kind.NONE).to(torch.int64).argmax(dim=1)
-    return Segments(masks[Kind.SYSTEM], masks[Kind.VISUAL], masks[Kind.QUESTION], masks[Kind.ANSWER], first, grids)
+    return Segments(masks[Kind.SYSTEM], masks[Kind.VISUAL], masks[Kind.QUESTION], masks[Kind.ANSWER], first, layouts)
 
 
-def prompt_kinds(visual: list[bool]) -> list[Kind]:
-    """The kind of each prompt token, from which of them are visual: system before the image, question after it or without one."""
-    if True not in visual:
-        return [Kind.QUESTION] * len(visual)
-    start = visual.index(True)
-    after = [Kind.VISUAL if is_visual else Kind.QUESTION for is_visual in visual[start:]]
-    return [Kind.SYSTEM] * start + after
+def prompt_kinds(is_image: Sequence[bool], is_cell: Sequence[bool]) -> list[Kind]:
+    """The kind of each prompt token: visual if it is a cell of the image, question after the last image token or without one, else system.
+
+    is_image: which tokens are image tokens. is_cell: which of these, in order, are cells, and not marks such as the end of a row. Raises
+    ValueError with both numbers if the prompt has more or fewer image tokens than one image makes.
+    """
+    if sum(is_image) != len(is_cell):
+        raise ValueError(f"{sum(is_image)} image tokens in the prompt, one image makes {len(is_cell)}: is there exactly one image in it?")
+    cells = iter(is_cell)
+    kinds = [Kind.VISUAL if image and next(cells) else Kind.SYSTEM for image in is_image]
+    end = max((index + 1 for index, image in enumerate(is_image) if image), default=0)
+    return [*kinds[:end], *[Kind.QUESTION] * (len(kinds) - end)]
 
 
 def coverage(mask: Bool[np.ndarray, "height width"], layout: Layout) -> Float[np.ndarray, "visual"]:

@@ -101,20 +101,32 @@ def test_nothing_to_cover_is_an_error(shape: tuple[int, int], view: View) -> Non
 
 
 def test_prompt_kinds() -> None:
-    assert prompt_kinds([False, True, True, False]) == [Kind.SYSTEM, Kind.VISUAL, Kind.VISUAL, Kind.QUESTION]
-    assert prompt_kinds([False, False]) == [Kind.QUESTION, Kind.QUESTION]
+    S, V, Q = Kind.SYSTEM, Kind.VISUAL, Kind.QUESTION
+    assert prompt_kinds([False, True, True, False], [True, True]) == [S, V, V, Q]
+    assert prompt_kinds([False, False], []) == [Q, Q]
+    assert prompt_kinds([False, True, False, True, False], [True, True]) == [S, V, S, V, Q], "a mark of text between two tiles"
+    assert prompt_kinds([True, True, True, True, False], [True, False, True, False]) == [V, S, V, S, Q], "marks in the image's own places"
+
+
+def test_more_image_tokens_than_one_image_makes_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 image tokens in the prompt, one image makes 1: is there exactly one image"):
+        prompt_kinds([False, True, True], [True])
 
 
 def test_segments_are_disjoint_and_know_the_first_token() -> None:
     kinds = torch.tensor([[0, 0, 1, 2, 2, 3, 4, 0], [1, 2, 2, 3, 3, 4, 4, 0]])
-    found = segments(kinds, ((1, 2), (2, 1)))
+    found = segments(kinds, ((View(1, 2),), (View(1, 1), View(1, 1))))
     assert found.first.tolist() == [2, 0]
     assert torch.equal(found.real, kinds > 0)
     assert torch.equal(found.text, kinds >= 3)
     assert int((found.system.int() + found.visual + found.question + found.answer).max()) == 1
 
 
-@pytest.mark.parametrize(("grid", "cells"), [((3, 3), "3 x 3 = 9 cells"), (None, "so 0 cells")])
-def test_visual_tokens_must_be_as_many_as_the_grid_has_cells(grid: tuple[int, int] | None, cells: str) -> None:
+@pytest.mark.parametrize(("layout", "cells"), [((View(3, 3), View(1, 2)), r"3 x 3 \+ 1 x 2 = 11 cells"), (None, "so 0 cells")])
+def test_visual_tokens_must_be_as_many_as_the_layout_has_cells(layout: Layout | None, cells: str) -> None:
     with pytest.raises(ValueError, match=f"2 visual tokens in the prompt.*{cells}"):
-        segments(torch.tensor([[1, 2, 2, 3]]), (grid,))
+        segments(torch.tensor([[1, 2, 2, 3]]), (layout,))
+
+
+def test_visual_tokens_without_a_place_are_not_counted() -> None:
+    assert segments(torch.tensor([[1, 2, 2, 3]]), ((),)).layouts == ((),)

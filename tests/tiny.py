@@ -1,5 +1,6 @@
 """Small real models built in memory from configurations, with seeded random weights: a vision-language model and a text-only one."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -39,19 +40,24 @@ CORPUS = [
 ]
 
 
-@cache
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over a few sentences; as in SmolLM2, the end-of-turn token also pads."""
+def byte_pairs(special: Sequence[str]) -> Tokenizer:
+    """Byte-level BPE over a few sentences."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    special = ["<|im_start|>", "<|im_end|>", "<image>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=317 + len(special), special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
+    core.train_from_iterator(CORPUS, trainer)
+    return core
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A small vocabulary; as in SmolLM2, the end-of-turn token also pads."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=core,
+        tokenizer_object=byte_pairs(["<|im_start|>", "<|im_end|>", "<image>"]),
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
         pad_token="<|im_end|>",

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from headwise.attention.reducers import Reading, Sums, statistics
 from headwise.attention.schema import MAPS, SCALARS
 from headwise.attention.seam import Attention, Places, visiting
-from headwise.segments import Grid, Segments
+from headwise.segments import Layout, Segments
 from headwise.vlm import VLM, Batch, decode_new, generate_ids, stop_ids
 
 ANSWER_ROWS = ("map", "visual_mass", "text_mass", "system_mass", "initial_mass", "max_visual", "nonvisual_entropy")
@@ -30,7 +30,7 @@ class Observed:
 
     maps: dict[str, tuple[Float[np.ndarray, "layer head _"], ...]]
     scalars: dict[str, Float[np.ndarray, "batch layer head"]]
-    grids: tuple[Grid | None, ...]
+    layouts: tuple[Layout | None, ...]
 
 
 def observe(vlm: VLM, batch: Batch, wanted: Collection[str] = STORED) -> Observed:
@@ -124,11 +124,12 @@ def _observed(layers: list[dict[str, Tensor]], segments: Segments) -> Observed:
     found = {name: torch.stack([layer[name] for layer in layers], dim=1).cpu().numpy() for name in layers[0]}
     sizes = segments.visual.sum(1).tolist()
     maps = {n: tuple(m[:, :, :size] for m, size in zip(v, sizes, strict=True)) for n, v in found.items() if v.ndim == 4}
-    return Observed(maps, {name: values for name, values in found.items() if name not in maps}, segments.grids)
+    return Observed(maps, {name: values for name, values in found.items() if name not in maps}, segments.layouts)
 
 
 def forward(vlm: VLM, batch: Batch, logits_to_keep: int = 1, **options: object) -> Any:
     """One pass without gradients or cache; the logits of the last `logits_to_keep` positions (0 = all)."""
     run: Any = vlm.model
     with torch.no_grad():
-        return run(**batch.inputs, use_cache=False, logits_to_keep=logits_to_keep, **options)
+        output = run(**batch.inputs, use_cache=False, logits_to_keep=logits_to_keep, **options)
+    return getattr(output, "language_model_outputs", output)  # InstructBLIP keeps the language model's own one level down

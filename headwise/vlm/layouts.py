@@ -38,6 +38,7 @@ class Placement:
 
 
 Geometry = Callable[[ProcessorMixin, PreTrainedConfig, Size, Mapping[str, Tensor]], Placement]
+"""From the processor, the configuration, the image's size and the processor's output to where the image tokens lie."""
 
 
 def patch_grid(processor: ProcessorMixin, config: PreTrainedConfig, size: Size, inputs: Mapping[str, Tensor]) -> Placement:

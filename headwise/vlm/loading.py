@@ -18,7 +18,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
-    ProcessorMixin,
+    PreTrainedConfig,
     modeling_gguf_pytorch_utils,
 )
 from transformers.utils.logging import set_tqdm_hook, tqdm
@@ -34,27 +34,24 @@ def load_vlm(source: str | Path, *, adapter: Path | None = None, dtype: Dtype = 
     """Load a transformers folder, a model of the Hugging Face Hub, or `headwise-smol`, with a PEFT adapter on it if one is given.
 
     dtype `auto` is bfloat16 where the hardware multiplies it (CUDA, CPUs with AMX or AVX512-BF16), else float32. Code that comes with a
-    model is never run. Raises ValueError if the source cannot be read, its family is unknown, its image processor crops, or the adapter
-    is no PEFT folder.
+    model is never run. Raises ValueError if the source cannot be read, its family is unknown, or the adapter is no PEFT folder.
     """
     path = model_path(source)
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        family = _family(config.model_type, str(source))
-        loader: Any = AutoModelForImageTextToText if family.image_token else AutoModelForCausalLM
+        family = _family(config, str(source))
+        loader: Any = AutoModelForImageTextToText if family.layout else AutoModelForCausalLM
         with quiet():
             model, loaded = loader.from_pretrained(
                 path, dtype=_torch_dtype(dtype, where), trust_remote_code=False, output_loading_info=True
             )
-        processor = (AutoProcessor if family.image_token else AutoTokenizer).from_pretrained(path, trust_remote_code=False)
+        processor = (AutoProcessor if family.layout else AutoTokenizer).from_pretrained(path, trust_remote_code=False)
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{source}: neither a folder with a model nor one that can be downloaded ({reason})") from error
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"{source}: the weights lack {len(missing)} tensors of the model, the first is {missing[0]}")
-    if family.image_token:
-        _check_resize(processor, str(source))
     model.to(where).eval()
     vlm = VLM(model, processor, family)
     return vlm if adapter is None else adapt(vlm, adapter)
@@ -118,10 +115,12 @@ def revision(source: str | Path) -> str:
     return sha256_tree(Path(path)) if Path(path).is_dir() else str(AutoConfig.from_pretrained(path, trust_remote_code=False)._commit_hash)
 
 
-def _family(model_type: str, source: str) -> Family:
-    if model_type not in FAMILIES:
-        raise ValueError(f"{source}: the family {model_type!r} is unknown; Headwise knows {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[model_type]
+def _family(config: PreTrainedConfig, source: str) -> Family:
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"{source}: the family {config.model_type!r} is unknown; Headwise knows {', '.join(sorted(FAMILIES))}")
+    if config.get_text_config().is_encoder_decoder:
+        raise ValueError(f"{source}: its language model is an encoder with a decoder; Headwise reads decoders alone")
+    return FAMILIES[config.model_type]
 
 
 def _torch_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
@@ -131,15 +130,3 @@ def _torch_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
         return torch.bfloat16
     amx, avx512 = torch.cpu._is_amx_tile_supported, torch.cpu._is_avx512_bf16_supported  # pyright: ignore[reportPrivateUsage]
     return torch.bfloat16 if amx() or avx512() else torch.float32
-
-
-def _check_resize(processor: ProcessorMixin, source: str) -> None:
-    """A mask is laid on the grid as the image is: stretched over the whole of it, nothing cut off."""
-    images = processor.image_processor
-    size, crop = dict(images.size or {}), dict(images.crop_size or {}) if images.do_center_crop else None
-    height, width = size.get("height"), size.get("width")
-    if not height or not width or (crop and (crop.get("height"), crop.get("width")) != (height, width)):
-        raise ValueError(
-            f"{source}: the image processor resizes to {size} and crops to {crop}, which cuts parts of images off, so masks would not "
-            "fit the grid: save it with size={'height': ..., 'width': ...} and do_center_crop=False"
-        )

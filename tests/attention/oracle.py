@@ -40,34 +40,37 @@ def positions(mask: torch.Tensor, example: int) -> list[int]:
     return [int(i) for i in mask[example].nonzero()]
 
 
-def mean(values: list[float]) -> float:
-    return float(np.sum(values)) / len(values) if values else 0.0
+def mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """The mean, 0 over nothing."""
+    return values.mean(axis=axis) if values.shape[axis] else np.zeros(values.sum(axis=axis).shape)
 
 
-def head_statistics(A: np.ndarray, segments: Segments, example: int) -> dict[str, np.ndarray | float]:
-    """All statistics of the attention matrix A of one head, written as the formulas are."""
+def head_statistics(A: np.ndarray, segments: Segments, example: int) -> dict[str, np.ndarray]:
+    """All statistics of one example's attention [..., query, key], written as the formulas are, for whatever heads come before."""
     R, V = positions(segments.answer, example), positions(segments.visual, example)
     system, question = positions(segments.system, example), positions(segments.question, example)
     T = question + R
     others = system + T
-    renormalised = [A[i, others] / A[i, others].sum() for i in R]
-    p = [mean([row[column] for row in renormalised]) for column in range(len(others))]
+    rows, elsewhere = A[..., R, :], A[..., R, :][..., others]
+    p = mean(elsewhere / elsewhere.sum(-1, keepdims=True), -2)
+    logs = np.log(np.where(p > 0, p, 1))
+    seen = rows[..., V]
+    back = A[..., V, :][..., others]
     return {
-        "map": np.array([mean([A[i, j] for i in R]) for j in V]),
-        "text_image_map": np.array([mean([A[i, j] for i in T]) for j in V]),
-        "map_binarised": np.array([mean([float(A[i, j] > np.mean(A[i, V])) for i in R]) for j in V]),
-        "visual_mass": mean([sum(A[i, j] for j in V) for i in R]),
-        "text_mass": mean([sum(A[i, j] for j in question + R) for i in R]),
-        "system_mass": mean([sum(A[i, j] for j in system) for i in R]),
-        "initial_mass": mean([A[i, min(others + V)] for i in R]),
-        "max_visual": mean([max([A[i, j] for j in V], default=0.0) for i in R]),
-        "nonvisual_entropy": -sum(x * np.log(x) for x in p if x > 0),
-        "text_to_image": mean([A[i, j] for i in T for j in V]),
-        "image_to_text": mean([A[i, j] for i in V for j in others]),
+        "map": mean(seen, -2),
+        "text_image_map": mean(A[..., T, :][..., V], -2),
+        "map_binarised": mean((seen > mean(seen, -1)[..., None]).astype(float), -2),
+        "visual_mass": mean(seen.sum(-1), -1),
+        "text_mass": mean(rows[..., question + R].sum(-1), -1),
+        "system_mass": mean(rows[..., system].sum(-1), -1),
+        "initial_mass": mean(rows[..., min(others + V)], -1),
+        "max_visual": mean(seen.max(-1, initial=0), -1),
+        "nonvisual_entropy": -(p * logs).sum(-1),
+        "text_to_image": mean(mean(A[..., T, :][..., V], -2), -1),
+        "image_to_text": mean(mean(back, -2), -1),
     }
 
 
-def key_variance(keys: np.ndarray, segments: Segments, example: int) -> float:
-    """Variance over positions of each coordinate of one head's keys, then the mean over coordinates."""
-    rows = keys[positions(segments.real, example)]
-    return float(np.mean([np.var(rows[:, d]) for d in range(rows.shape[1])]))
+def key_variance(keys: np.ndarray, segments: Segments, example: int) -> np.ndarray:
+    """Variance over positions of each coordinate of the heads' keys [..., key, width], then the mean over coordinates."""
+    return keys[..., positions(segments.real, example), :].var(axis=-2).mean(axis=-1)

@@ -11,7 +11,7 @@ from headwise.attention.proof import BOUNDS, prove, proved
 from headwise.attention.seam import Attention
 from headwise.observation import EMBEDDED
 from headwise.vlm import FAMILIES, VLM, load_vlm
-from tests.attention.families import family
+from tests import zoo
 from tests.attention.oracle import eager_attentions, probe
 from tests.tiny import new_tiny_vlm, processor, tiny_lm, tiny_vlm
 
@@ -24,13 +24,9 @@ def test_the_proof_holds(model) -> None:
     assert figures["replaced_logits"] > 0.1
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "smollm3"])
-def test_the_proof_holds_for_every_text_only_family(model_type: str) -> None:
-    prove(family(model_type))
-
-
-def test_a_family_that_caps_its_scores_is_proved() -> None:
-    prove(family("gemma2"))
+@pytest.mark.parametrize("name", [*zoo.VISUAL_FAMILIES, *zoo.TEXT_FAMILIES])
+def test_the_proof_holds_for_every_family(name: str) -> None:
+    prove(zoo.vlm(name))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
