@@ -24,6 +24,7 @@ from transformers import FastVlmForConditionalGeneration, LlavaProcessor, get_co
 from headwise.compositions import Composition, Question
 from headwise.cutouts import Photographs, compose_photograph
 from headwise.files import new_file
+from headwise.layout import View
 from headwise.scenes import compose_scene, descriptions
 from headwise.segments import Grid, coverage
 from headwise.smol import NAME
@@ -152,7 +153,7 @@ def _cell_labels(batch: Sequence[Composition], grid: Grid, known: Sequence[str])
     number = {description: i for i, description in enumerate(known)}
     labels = []
     for composition in batch:
-        shares = np.stack([coverage(thing.mask, grid) for thing in composition.things])
+        shares = np.stack([coverage(thing.mask, (View(*grid),)) for thing in composition.things])
         numbers = np.array([number[thing.description or thing.phrase] for thing in composition.things])
         labels.append(np.where(shares.max(0) >= 0.4, numbers[shares.argmax(0)], -1))
     return torch.from_numpy(np.concatenate(labels))

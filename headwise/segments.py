@@ -8,34 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headwise.layout import Layout, View, layout_name
+
 Grid = tuple[int, int]
 """Rows and columns of the visual tokens, in reading order."""
-
-
-@dataclass(frozen=True, order=True)
-class View:
-    """A grid of visual tokens, in reading order, that shows one region of the image.
-
-    top, left, bottom, right: the region's borders as fractions of the image's height and width; beyond 0 or 1 where the image processor
-    pads. The whole image by default.
-    """
-
-    rows: int
-    columns: int
-    top: float = 0.0
-    left: float = 0.0
-    bottom: float = 1.0
-    right: float = 1.0
-
-    @property
-    def cells(self) -> int:
-        """Visual tokens of the view."""
-        return self.rows * self.columns
-
-
-Layout = tuple[View, ...]
-"""Where the visual tokens of one prompt lie on the image: the views in the order of their tokens (tiles, a global view, or one grid).
-Empty if the tokens have no place (the queries of a Q-Former)."""
 
 
 class Kind(IntEnum):
@@ -54,7 +30,7 @@ class Segments:
 
     system: the tokens before the first visual one. visual: the image's tokens. question: the tokens after them up to the answer, the
     template's own included (without an image: the whole prompt). answer: the answer's tokens. first: position of the first real token.
-    grids: rows and columns of the visual tokens, None without an image.
+    layouts: where the visual tokens lie, None without an image.
     """
 
     system: Bool[Tensor, "batch token"]
@@ -62,7 +38,7 @@ class Segments:
     question: Bool[Tensor, "batch token"]
     answer: Bool[Tensor, "batch token"]
     first: Int[Tensor, "batch"]
-    grids: tuple[Grid | None, ...]
+    layouts: tuple[Layout | None, ...]
 
     @property
     def text(self) -> Bool[Tensor, "batch token"]:
@@ -75,19 +51,19 @@ class Segments:
         return self.system | self.visual | self.question | self.answer
 
 
-def segments(kinds: Int[Tensor, "batch token"], grids: tuple[Grid | None, ...]) -> Segments:
+def segments(kinds: Int[Tensor, "batch token"], layouts: tuple[Layout | None, ...]) -> Segments:
     """The segments of tokens whose kinds are known.
 
-    Raises ValueError with both numbers if an example has more or fewer visual tokens than its grid has cells.
+    Raises ValueError with both numbers if an example has more or fewer visual tokens than its layout has cells, or some without an image.
     """
-    for row, grid in zip(kinds, grids, strict=True):
-        found, cells = int((row == Kind.VISUAL).sum()), grid[0] * grid[1] if grid else 0
-        if found != cells:
-            shape = f"{grid[0]} x {grid[1]} = {cells} cells" if grid else "no image, so 0 cells"
+    for row, layout in zip(kinds, layouts, strict=True):
+        found, cells = int((row == Kind.VISUAL).sum()), sum(view.cells for view in layout or ())
+        if found != cells and layout != ():
+            shape = f"{layout_name(layout)} = {cells} cells" if layout else "no image, so 0 cells"
             raise ValueError(f"{found} visual tokens in the prompt, the grid has {shape}: does patch_size equal the vision tower's stride?")
     masks = {kind: kinds == kind for kind in Kind}
     first = (kinds != Kind.NONE).to(torch.int64).argmax(dim=1)
-    return Segments(masks[Kind.SYSTEM], masks[Kind.VISUAL], masks[Kind.QUESTION], masks[Kind.ANSWER], first, grids)
+    return Segments(masks[Kind.SYSTEM], masks[Kind.VISUAL], masks[Kind.QUESTION], masks[Kind.ANSWER], first, layouts)
 
 
 def prompt_kinds(visual: list[bool]) -> list[Kind]:
@@ -99,21 +75,28 @@ def prompt_kinds(visual: list[bool]) -> list[Kind]:
     return [Kind.SYSTEM] * start + after
 
 
-def coverage(mask: Bool[np.ndarray, "height width"], grid: Grid) -> Float[np.ndarray, "visual"]:
-    """Share in [0, 1] of each visual token's cell that the mask covers, in reading order.
+def coverage(mask: Bool[np.ndarray, "height width"], layout: Layout) -> Float[np.ndarray, "visual"]:
+    """Share in [0, 1] of each visual token's cell that the mask covers, view after view in reading order; 0 wholly outside the image.
 
-    The image is stretched over the grid, so a cell is height / rows by width / columns pixels; a pixel on a border counts with the part
-    that lies inside. The mean over the cells is the mask's share of the image, exactly. Raises ValueError on an empty mask or grid.
+    A view's region is stretched over its grid, so a cell of the whole image is height / rows by width / columns pixels; a pixel on a border
+    counts with the part that lies inside. Raises ValueError on an empty mask or grid.
     """
-    if 0 in mask.shape or min(grid) < 1:
-        raise ValueError(f"a mask of {mask.shape[0]} x {mask.shape[1]} pixels cannot be laid on a grid of {grid[0]} x {grid[1]}")
-    rows, columns = _overlap(mask.shape[0], grid[0]), _overlap(mask.shape[1], grid[1])
-    return np.clip(rows @ mask.astype(np.float64) @ columns.T, 0.0, 1.0).reshape(-1)
+    for view in layout:
+        if 0 in mask.shape or min(view.rows, view.columns) < 1:
+            raise ValueError(f"a mask of {mask.shape[0]} x {mask.shape[1]} pixels cannot be laid on a grid of {view.rows} x {view.columns}")
+    return np.concatenate([_view_coverage(mask.astype(np.float64), view) for view in layout])
 
 
-def _overlap(pixels: int, cells: int) -> Float[np.ndarray, "cells pixels"]:
-    """Share of each cell's length that each pixel takes; a cell's shares sum to 1."""
-    edges = np.arange(cells + 1) * (pixels / cells)
+def _view_coverage(mask: Float[np.ndarray, "height width"], view: View) -> Float[np.ndarray, "cell"]:
+    rows = _overlap(mask.shape[0], view.rows, view.top, view.bottom)
+    columns = _overlap(mask.shape[1], view.columns, view.left, view.right)
+    return np.clip(rows @ mask @ columns.T, 0.0, 1.0).reshape(-1)
+
+
+def _overlap(pixels: int, cells: int, start: float, stop: float) -> Float[np.ndarray, "cells pixels"]:
+    """Share of each cell's length that each pixel takes; a cell's shares sum to 1 inside the image."""
+    step = pixels * (stop - start) / cells
+    edges = pixels * start + np.arange(cells + 1) * step
     left = np.maximum(edges[:-1, None], np.arange(pixels)[None, :])
     right = np.minimum(edges[1:, None], np.arange(1, pixels + 1)[None, :])
-    return np.maximum(right - left, 0.0) * (cells / pixels)
+    return np.maximum(right - left, 0.0) * (cells / (pixels * (stop - start)))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config
 
 from headwise.examples import BadExample
+from headwise.layout import View
 from headwise.vlm import FAMILIES, VLM, encode, generate, load_vlm, revision
 from tests.tiny import (
     GRID,
@@ -170,7 +171,7 @@ def test_segments_of_a_padded_batch(side: str) -> None:
         assert int(ids[row][found.first[row]]) == token_id("<|im_start|>")
         end = batch.inputs["attention_mask"][row].bool() & ~found.real[row]
         assert ids[row][end].tolist() == [token_id("<|im_end|>")]
-    assert found.grids == (GRID, GRID)
+    assert found.layouts == ((View(*GRID),),) * 2
     assert bool(batch.inputs["attention_mask"][0, 0 if side == "right" else -1]) is True
 
 
@@ -179,7 +180,7 @@ def test_text_only_prompts() -> None:
     batch = encode(vlm, [None], QUESTIONS[:1], ["red"])
     text = vlm.tokenizer.decode(batch.inputs["input_ids"][0][batch.segments.question[0]])
     assert text == f"<|im_start|>user\n{QUESTIONS[0]}<|im_end|>\n<|im_start|>assistant\n"
-    assert batch.segments.grids == (None,)
+    assert batch.segments.layouts == (None,)
     assert not (batch.segments.system | batch.segments.visual).any()
     with pytest.raises(ValueError, match="an image for a text-only model"):
         encode(vlm, [image(0)], QUESTIONS[:1])
@@ -216,7 +217,7 @@ def test_visual_tokens_and_grid_must_agree() -> None:
 
 def test_a_batch_may_mix_examples_with_and_without_images() -> None:
     batch = encode(tiny_vlm(), [None, image(0)], QUESTIONS)
-    assert batch.segments.grids == (None, GRID)
+    assert batch.segments.layouts == (None, (View(*GRID),))
     assert batch.inputs["pixel_values"].shape[0] == 1
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from headwise.attention.reducers import Reading, statistics
 from headwise.attention.schema import MAPS
 from headwise.attention.seam import Attention, visiting
-from headwise.segments import Grid
+from headwise.layout import Layout
 from headwise.vlm import VLM, Batch
 
 
@@ -21,7 +21,7 @@ class Observed:
 
     maps: dict[str, tuple[Float[np.ndarray, "layer head _"], ...]]
     scalars: dict[str, Float[np.ndarray, "batch layer head"]]
-    grids: tuple[Grid | None, ...]
+    layouts: tuple[Layout | None, ...]
 
 
 def observe(vlm: VLM, batch: Batch) -> Observed:
@@ -42,7 +42,7 @@ def observe(vlm: VLM, batch: Batch) -> Observed:
     found = {name: torch.stack([layer[name] for layer in layers], dim=1).cpu().numpy() for name in layers[0]}
     sizes = batch.segments.visual.sum(1).tolist()
     maps = {name: tuple(map_[:, :, :size] for map_, size in zip(found[name], sizes, strict=True)) for name in MAPS}
-    return Observed(maps, {name: values for name, values in found.items() if name not in MAPS}, batch.segments.grids)
+    return Observed(maps, {name: values for name, values in found.items() if name not in MAPS}, batch.segments.layouts)
 
 
 def forward(vlm: VLM, batch: Batch, logits_to_keep: int = 1, **options: object) -> Any:

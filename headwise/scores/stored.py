@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float32, Float64
 
-from headwise.attention.schema import SCALARS
-from headwise.segments import Grid
+from headwise.attention.schema import SCALARS, read_layout
+from headwise.layout import Layout
 
 BLOCK_ROWS = 8_192
 """Rows that are read at once: under 2 MB of 100-token maps."""
-PLACE = ["example_id", "layer", "head", "grid_height", "grid_width", "map"]
+PLACE = ["example_id", "layer", "head", "views", "map"]
 WITH_SCALARS = ["map_max", *SCALARS]
 
 
@@ -26,13 +26,13 @@ WITH_SCALARS = ["map_max", *SCALARS]
 class StoredExample:
     """What attention stored of one example, rows in the order of (layer, head).
 
-    maps: attention to each visual token, mean over the answer's rows, divided by its maximum; widened from 16 bit to double. What a
-    threshold does not need is read only if asked for: highest, the maxima that the maps were divided by; scalars, the columns named in
-    `SCALARS`, in that order.
+    layout: where the visual tokens lie on the image; None without an image. maps: attention to each visual token, mean over the answer's
+    rows, divided by its maximum; widened from 16 bit to double. What a threshold does not need is read only if asked for: highest, the
+    maxima that the maps were divided by; scalars, the columns named in `SCALARS`, in that order.
     """
 
     example_id: str
-    grid: Grid
+    layout: Layout | None
     maps: Float64[np.ndarray, "row visual"]
     highest: Float32[np.ndarray, "row"] | None
     scalars: Float32[np.ndarray, "row statistic"] | None
@@ -75,7 +75,7 @@ def _highest(metadata: pq.FileMetaData, name: str, part: Path) -> int:
 def stored_examples(parts: Sequence[Path], heads: Heads, *, scalars: bool) -> Iterator[StoredExample]:
     """Every example of the parts once, in the order of ids, so that results do not depend on how the examples were shared out.
 
-    Raises ValueError if a part is not sorted, an example lacks rows, or a map does not fit its grid or is not finite.
+    Raises ValueError if a part is not sorted, an example lacks rows, or a map does not fit its views or is not finite.
     """
     last = None
     for example in heapq.merge(*(_read_part(part, heads, scalars) for part in parts), key=lambda example: example.example_id):
@@ -129,23 +129,27 @@ def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def _split(table: pa.Table, heads: Heads, part: Path) -> Iterator[StoredExample]:
     """The examples of a table of one chunk that holds whole examples."""
     ids = _example_ids(table, heads, part)
-    grids = list(zip(*(table[name].to_numpy()[:: heads.rows].tolist() for name in ("grid_height", "grid_width")), strict=True))
+    views = table["views"].chunk(0).take(pa.array(np.arange(0, table.num_rows, heads.rows)))  # an example's first row stands for all
     maps = table["map"].chunk(0)
     lengths = maps.value_lengths().to_numpy().reshape(-1, heads.rows)
     values, stops = torch.from_dlpack(maps.flatten()), lengths.sum(axis=1).cumsum()  # torch widens 16 bit five times faster than numpy
     numbers = np.stack([table[name].to_numpy() for name in WITH_SCALARS], axis=1) if WITH_SCALARS[0] in table.column_names else None
-    for index, (example_id, grid) in enumerate(zip(ids, grids, strict=True)):
-        cells = grid[0] * grid[1]
-        if (lengths[index] != cells).any():
-            raise ValueError(f"{part}: {example_id!r} has maps of {sorted(set(lengths[index].tolist()))} visual tokens, its grid is {grid}")
-        example = values[stops[index] - heads.rows * cells : stops[index]].view(heads.rows, cells).double().numpy()
+    for index, example_id in enumerate(ids):
+        tokens = int(lengths[index, 0])
+        if (lengths[index] != tokens).any():
+            raise ValueError(f"{part}: {example_id!r} has maps of unlike lengths: {sorted(set(lengths[index].tolist()))} visual tokens")
+        try:
+            layout = read_layout(views[index].as_py(), tokens)
+        except ValueError as error:
+            raise ValueError(f"{part}: {example_id!r} has {error}") from error
+        example = values[stops[index] - heads.rows * tokens : stops[index]].view(heads.rows, tokens).double().numpy()
         if not np.isfinite(example.sum()):
             raise ValueError(f"{part}: {example_id!r} has a map that is not finite")
         if numbers is None:
-            yield StoredExample(example_id, grid, example, None, None)
+            yield StoredExample(example_id, layout, example, None, None)
         else:
             own = numbers[index * heads.rows : (index + 1) * heads.rows]
-            yield StoredExample(example_id, grid, example, own[:, 0], own[:, 1:])
+            yield StoredExample(example_id, layout, example, own[:, 0], own[:, 1:])
 
 
 def _example_ids(table: pa.Table, heads: Heads, part: Path) -> list[str]:

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from headwise.examples import BadExample
-from headwise.segments import Grid, Kind, Segments, prompt_kinds, segments
+from headwise.layout import Layout, View
+from headwise.segments import Kind, Segments, prompt_kinds, segments
 from headwise.vlm.families import VLM
 
 Side = Literal["left", "right"]
@@ -39,7 +40,7 @@ def encode(
     Special tokens inside a question or an answer are read as plain text. Raises BadExample if an answer has no tokens or an example is
     longer than the model takes, ValueError if visual tokens and grid disagree or a text-only model gets an image.
     """
-    rows, kinds, grids, pixels = [], [], [], []
+    rows, kinds, layouts, pixels = [], [], [], []
     for index, (image, question) in enumerate(zip(images, questions, strict=True)):
         ids, extra = _prompt(vlm, image, question)
         kind = prompt_kinds([token == vlm.visual_id for token in ids])
@@ -49,12 +50,12 @@ def encode(
         _check_length(vlm, len(ids), question)
         rows.append(ids)
         kinds.append(kind)
-        grids.append(_grid(vlm, extra))
+        layouts.append(_layout(vlm, extra))
         pixels.append(extra)
     ones = [[1] * len(row) for row in rows]
     inputs = {"input_ids": _padded(rows, vlm.end_id, padding_side), "attention_mask": _padded(ones, 0, padding_side)}
     inputs |= {name: torch.cat([extra[name] for extra in pixels if name in extra]) for name in sorted({n for e in pixels for n in e})}
-    found = segments(_padded(kinds, Kind.NONE, padding_side).to(vlm.device), tuple(grids))
+    found = segments(_padded(kinds, Kind.NONE, padding_side).to(vlm.device), tuple(layouts))
     return Batch({name: tensor.to(vlm.device) for name, tensor in inputs.items()}, found)
 
 
@@ -85,12 +86,12 @@ def _check_length(vlm: VLM, length: int, question: str) -> None:
         raise BadExample(f"{length} tokens, the model takes {longest}: {question[:60]!r}")
 
 
-def _grid(vlm: VLM, extra: dict[str, Tensor]) -> Grid | None:
+def _layout(vlm: VLM, extra: dict[str, Tensor]) -> Layout | None:
     if "pixel_values" not in extra:
         return None
     stride: int = getattr(vlm.processor, "patch_size")  # noqa: B009 - a field of the processors that know it
     height, width = extra["pixel_values"].shape[-2:]
-    return height // stride, width // stride
+    return (View(height // stride, width // stride),)
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int, side: Side) -> Tensor:

@@ -10,6 +10,7 @@ from headwise.attention.observe import Observed, forward, observe
 from headwise.attention.reducers import Reading, statistics
 from headwise.attention.schema import MAPS
 from headwise.attention.seam import Attention, attend, visiting
+from headwise.layout import View
 from headwise.segments import Kind, Segments, segments
 from headwise.vlm import VLM, Batch, encode
 from tests.attention.families import family
@@ -83,10 +84,10 @@ def random_layer(shape: dict[str, Any]) -> tuple[Attention, Segments]:
     mask = torch.ones(tokens, tokens, dtype=torch.bool).tril() & (kinds != Kind.NONE)[:, None, None]
     if shape["added"]:
         mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-    grid = (1, shape["visual"]) if shape["visual"] else None
+    layout = (View(1, shape["visual"]),) if shape["visual"] else None
     found = attend(query, key, value, mask, shape["scaling"], False)
     assert found is not None
-    return Attention(0, query, key, value, mask, shape["scaling"], True, found[1]), segments(kinds, (grid,) * shape["batch"])
+    return Attention(0, query, key, value, mask, shape["scaling"], True, found[1]), segments(kinds, (layout,) * shape["batch"])
 
 
 def whole(attention: Attention) -> np.ndarray:
