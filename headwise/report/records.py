@@ -53,7 +53,7 @@ def statistical_tests(path: Path) -> list[Table]:
         rows = _rows(value)
         if rows:
             tables.append(_grid(title(name), rows))
-        elif value and isinstance(value, (Mapping, list)):
+        elif isinstance(value, (Mapping, list)):
             tables.append(_pairs(title(name), _flat(value) if isinstance(value, Mapping) else {"values": value}))
     return tables
 

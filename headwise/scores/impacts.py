@@ -69,7 +69,7 @@ def survey(parts: Sequence[Path], heads: Heads) -> Survey:
     sums: dict[Layout, np.ndarray] = {}
     same: dict[Layout | None, Layout | None] = {}  # of equal layouts one stays in memory
     means = np.zeros((heads.rows, len(SCALARS)))
-    for example in stored_examples(parts, heads, scalars=True):
+    for example in stored_examples(parts, heads):
         assert example.highest is not None
         assert example.scalars is not None
         layout = layouts[example.example_id] = same.setdefault(example.layout, example.layout)
@@ -91,9 +91,9 @@ def head_impacts(
     others = other_masks(targets, found.layouts, settings)
     kept = {layout: ~sink_tokens(mean_map, layout, settings.sink_fence) for layout, mean_map in found.mean_maps.items()}
     scored = (
-        _score(example, heads, targets[example.example_id], others[example.layout], kept[example.layout], settings)
-        for example in stored_examples(parts, heads, scalars=False)
-        if example.layout and example.example_id in targets
+        _score(example, heads, targets[example.example_id], others[layout], kept[layout], settings)
+        for example in stored_examples(parts, heads, maps_only=True)
+        if example.example_id in targets and (layout := found.layouts[example.example_id])
     )
     while block := list(islice(scored, BLOCK_EXAMPLES)):
         head_impact, chance, nosink = np.stack([scores for _, scores, _ in block], axis=1)

@@ -84,7 +84,7 @@ def test_layouts_come_back_exactly_from_the_file_that_the_step_writes(tmp_path: 
         writer.write_table(merge([found]).to_arrow().cast(ATTENTION))
     rows = read_table(tmp_path / "part.parquet", ATTENTION).filter(pl.col("layer") == 1, pl.col("head") == 2)
     assert [read_layout(row["views"], len(row["map"])) for row in rows.iter_rows(named=True)] == LAYOUTS
-    stored = stored_examples([tmp_path / "part.parquet"], Heads(NUM_LAYERS, NUM_HEADS), scalars=False)
+    stored = stored_examples([tmp_path / "part.parquet"], Heads(NUM_LAYERS, NUM_HEADS))
     assert [example.layout for example in stored] == LAYOUTS
 
 

@@ -40,3 +40,11 @@ def test_a_token_that_is_rarely_looked_at_is_no_sink() -> None:
     maps = mean_map()
     maps[0] = 0.0
     assert not sink_tokens(maps, LAYOUT, 1.5).any()
+
+
+def test_a_seam_between_tiles_is_no_border_and_the_image_in_its_padding_is_one() -> None:
+    left, right = border((View(3, 3, right=1 / 3), View(3, 3, left=1 / 3))).reshape(2, 3, 3).tolist()
+    assert left == [[True] * 3, [True, False, False], [True] * 3]
+    assert right == [[True] * 3, [False, False, True], [True] * 3]
+    padded = border((View(6, 3, top=-0.5, bottom=1.5),)).reshape(6, 3)  # cells of a third of the image: the second starts above it
+    assert padded[:, 1].tolist() == [True, True, False, False, True, True]

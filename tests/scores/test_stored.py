@@ -23,7 +23,7 @@ def ids(number: int) -> list[str]:
 
 
 def read(parts: list[Path], heads: Heads = HEADS) -> list[StoredExample]:
-    return list(stored_examples(parts, heads, scalars=True))
+    return list(stored_examples(parts, heads))
 
 
 @pytest.mark.parametrize("row_group_size", [1, 4, 6, 7, 1000])
@@ -44,10 +44,10 @@ def test_an_example_that_two_blocks_share_is_whole(tmp_path: Path) -> None:
     number = BLOCK_ROWS // HEADS.rows + 2
     maps = draw_maps(ids(number))
     part = write_part(tmp_path / "part.parquet", maps, LAYOUT, row_group_size=BLOCK_ROWS - 1)
-    found = list(stored_examples([part], HEADS, scalars=False))
+    found = list(stored_examples([part], HEADS, maps_only=True))
     assert [example.example_id for example in found] == ids(number)
     assert all(np.array_equal(example.maps, maps[example.example_id].reshape(6, 12)) for example in found)
-    assert found[0].scalars is found[0].highest is None
+    assert found[0].layout is found[0].scalars is found[0].highest is None
 
 
 @pytest.mark.parametrize("shares", [1, 2, 3, 5])
@@ -175,7 +175,7 @@ def test_memory_does_not_grow_with_the_examples(tmp_path: Path) -> None:
         pq.write_table(pa.table(columns, names=ATTENTION.names).cast(ATTENTION), part, use_dictionary=False, row_group_size=rows)
         del columns, lists, maps
         before = pa.total_allocated_bytes()
-        return max(pa.total_allocated_bytes() - before for _ in stored_examples([part], heads, scalars=True))
+        return max(pa.total_allocated_bytes() - before for _ in stored_examples([part], heads))
 
     small, large = peak(600), peak(2400)  # 20 MB and 79 MB of maps, each in one row group
     assert large < 1.6 * small  # the batch that is being decoded meanwhile counts by as much as there is of it
