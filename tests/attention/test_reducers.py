@@ -137,7 +137,7 @@ def test_a_prompt_of_many_blocks_equals_the_oracle() -> None:
 
 def test_an_answer_that_looks_only_at_the_image_has_no_entropy_elsewhere() -> None:
     """The share of the other keys is 0 / 0 there; it must stay finite."""
-    kinds = segments(torch.tensor([[1, 2, 2, 3, 4]]), ((1, 2),))
+    kinds = segments(torch.tensor([[1, 2, 2, 3, 4]]), ((View(1, 2),),))
     key = torch.zeros(1, 1, 5, 1)
     key[:, :, 1:3] = 500.0
     query = torch.ones(1, 1, 5, 1)
