@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from headwise.attention.observe import ANSWER_ROWS, STORED, observing
 from headwise.attention.seam import set_implementation
+from headwise.layout import View
 from headwise.segments import Kind, Segments, segments
 from headwise.vlm import FAMILIES, VLM
 
@@ -59,7 +60,7 @@ def prompt(tokens: int, text: float, device: str) -> tuple[torch.Tensor, Segment
     visual = tokens - all_text
     kinds = [Kind.SYSTEM] * SYSTEM + [Kind.VISUAL] * visual + [Kind.QUESTION] * (all_text - answer - SYSTEM) + [Kind.ANSWER] * answer
     ids = torch.randint(0, VOCABULARY, (1, tokens), device=device)
-    return ids, segments(torch.tensor([kinds], device=device), ((1, visual),))
+    return ids, segments(torch.tensor([kinds], device=device), ((View(1, visual),),))
 
 
 def passes(vlm: VLM, tokens: int, text: float) -> dict[str, Callable[[], object]]:
@@ -176,7 +177,8 @@ def main() -> None:
     vlm = model(device, getattr(torch, given.dtype))
     with torch.no_grad():
         if given.peak:
-            return print_peak(vlm, given.peak, given.tokens[0], given.text[0])
+            print_peak(vlm, given.peak, given.tokens[0], given.text[0])
+            return
         rows = [row for text in given.text for tokens in given.tokens for row in measure(vlm, tokens, text, given.runs, given.dtype)]
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
     print(json.dumps({"device": f"{device}, {name}", "dtype": given.dtype, "rows": rows}))

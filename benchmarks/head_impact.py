@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ import torch
 from headwise.attention.schema import ATTENTION
 from headwise.attention.table import part_writer
 from headwise.files import read_table, write_table
+from headwise.layout import View
 from headwise.masks.rle import encode
 from headwise.masks.table import MASKS
 from headwise.scores.head_impact import HeadImpact
@@ -43,6 +45,7 @@ from headwise.scores.token_masks import Target, token_masks
 
 LAYERS, HEADS, SIDE, PIXELS = 30, 9, 10, 320
 VISUAL, ROWS = SIDE * SIDE, LAYERS * HEADS
+LAYOUT = (View(SIDE, SIDE),)
 SAMPLE, RUNS = 6, 5
 SETTINGS = HeadImpact(threshold="mean_plus_std", threshold_value=0.5)
 
@@ -54,11 +57,11 @@ def write_attention(path: Path, ids: list[str], rng: np.random.Generator) -> Non
     maps = (maps / maps.max(axis=1, keepdims=True)).astype(np.float16).reshape(-1)
     lists = pa.ListArray.from_arrays(np.arange(0, rows * VISUAL + 1, VISUAL, dtype=np.int32), pa.array(maps))
     layers, heads = np.divmod(np.tile(np.arange(ROWS), len(ids)), HEADS)
-    places = {"example_id": np.repeat(ids, ROWS), "layer": layers, "head": heads, "grid_height": SIDE, "grid_width": SIDE}
-    places = {name: np.full(rows, value) if isinstance(value, int) else value for name, value in places.items()}
+    places = {"example_id": np.repeat(ids, ROWS), "layer": layers, "head": heads}
+    views = pa.array([[asdict(view) for view in LAYOUT]], ATTENTION.field("views").type).take(pa.array(np.zeros(rows, dtype=np.int64)))
     scalars = {name: rng.random(rows) for name in ATTENTION.names if name not in places}
-    arrays = {name: lists if name.endswith("map") else pa.array((places | scalars)[name]) for name in ATTENTION.names}
-    table = pa.table(arrays).select(ATTENTION.names).cast(ATTENTION)
+    arrays = {name: lists if name.endswith("map") else pa.array((places | scalars)[name]) for name in ATTENTION.names if name != "views"}
+    table = pa.table({**arrays, "views": views}).select(ATTENTION.names).cast(ATTENTION)
     with part_writer(path) as writer:
         writer.write_table(table, row_group_size=64 * ROWS)
 
@@ -79,7 +82,7 @@ def write_masks(path: Path, ids: list[str], rng: np.random.Generator) -> pl.Data
 def ours(part: Path, masks: pl.DataFrame) -> np.ndarray:
     heads = count_heads([part])
     found = survey([part], heads)
-    targets = token_masks(masks, found.grids, SETTINGS).examples
+    targets = token_masks(masks, found.layouts, SETTINGS).examples
     blocks = [np.stack([b.head_impact, b.chance, b.nosink], axis=-1) for b in head_impacts([part], heads, found, targets, SETTINGS)]
     return np.concatenate(blocks)
 
@@ -128,9 +131,9 @@ def main(examples: int) -> None:
         write_attention(part, ids, rng)
         masks = write_masks(Path(folder) / "masks.parquet", ids, rng)
         found = survey([part], count_heads([part]))
-        targets = token_masks(masks, found.grids, SETTINGS).examples
-        sinks = sink_tokens(found.mean_maps[SIDE, SIDE], (SIDE, SIDE), SETTINGS.sink_fence)
-        others = other_masks(targets, found.grids, SETTINGS)[SIDE, SIDE]
+        targets = token_masks(masks, found.layouts, SETTINGS).examples
+        sinks = sink_tokens(found.mean_maps[LAYOUT], LAYOUT, SETTINGS.sink_fence)
+        others = other_masks(targets, found.layouts, SETTINGS)[LAYOUT]
         ours(part, masks)  # imports and caches
         whole(part, masks)
         sides = (lambda: ours(part, masks), lambda: obvious(part, SAMPLE, targets, others, sinks), lambda: whole(part, masks))

@@ -24,8 +24,9 @@ from transformers import FastVlmForConditionalGeneration, LlavaProcessor, get_co
 from headwise.compositions import Composition, Question
 from headwise.cutouts import Photographs, compose_photograph
 from headwise.files import new_file
+from headwise.layout import View
 from headwise.scenes import compose_scene, descriptions
-from headwise.segments import Grid, View, coverage
+from headwise.segments import Grid, coverage
 from headwise.smol import NAME
 from headwise.vlm import quiet
 

@@ -9,34 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headwise.layout import Layout, View, layout_name
+
 Grid = tuple[int, int]
 """Rows and columns of the visual tokens, in reading order."""
-
-
-@dataclass(frozen=True, order=True)
-class View:
-    """A grid of visual tokens, in reading order, that shows one region of the image.
-
-    top, left, bottom, right: the region's borders as fractions of the image's height and width; beyond 0 or 1 where the image processor
-    pads. The whole image by default.
-    """
-
-    rows: int
-    columns: int
-    top: float = 0.0
-    left: float = 0.0
-    bottom: float = 1.0
-    right: float = 1.0
-
-    @property
-    def cells(self) -> int:
-        """Visual tokens of the view."""
-        return self.rows * self.columns
-
-
-Layout = tuple[View, ...]
-"""Where the visual tokens of one prompt lie on the image: the views in the order of their tokens (tiles, a global view, or one grid).
-Empty if the tokens have no place (the queries of a Q-Former)."""
 
 
 class Kind(IntEnum):
@@ -85,8 +61,7 @@ def segments(kinds: Int[Tensor, "batch token"], layouts: tuple[Layout | None, ..
     for row, layout in zip(kinds, layouts, strict=True):
         found, cells = int((row == Kind.VISUAL).sum()), sum(view.cells for view in layout or ())
         if found != cells and layout != ():
-            shape = " + ".join(f"{view.rows} x {view.columns}" for view in layout or ())
-            shape = f"{shape} = {cells} cells" if layout else "no image, so 0 cells"
+            shape = f"{layout_name(layout)} = {cells} cells" if layout else "no image, so 0 cells"
             raise ValueError(f"{found} visual tokens in the prompt, the grid has {shape}: does patch_size equal the vision tower's stride?")
     masks = {kind: kinds == kind for kind in Kind}
     first = (kinds != Kind.NONE).to(torch.int64).argmax(dim=1)

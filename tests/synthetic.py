@@ -1,6 +1,7 @@
 """Stored attention and masks made up by hand, written as the steps would write them; no model."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headwise.attention.schema import ATTENTION, SCALARS
+from headwise.layout import Layout, View
 from headwise.masks.rle import encode
 from headwise.masks.table import MASKS
 
@@ -18,15 +20,16 @@ def stored(maps: np.ndarray) -> np.ndarray:
     return (maps / maps.max(axis=-1, keepdims=True)).astype(np.float16)
 
 
-def attention_table(maps: Mapping[str, np.ndarray], grids: Mapping[str, tuple[int, int]], scalars: Mapping[str, np.ndarray]) -> pa.Table:
+def one_view(*grid: int) -> Layout:
+    """One view of the whole image, of these rows and columns."""
+    return (View(*grid),)
+
+
+def attention_table(maps: Mapping[str, np.ndarray], layouts: Mapping[str, Layout], scalars: Mapping[str, np.ndarray]) -> pa.Table:
     """maps: per example (layer, head, visual), as stored; scalars: per example (layer, head, statistic in the order of SCALARS)."""
     rows = [
         {
-            **dict(
-                zip(
-                    ("example_id", "layer", "head", "grid_height", "grid_width"), (example_id, layer, head, *grids[example_id]), strict=True
-                )
-            ),
+            **{"example_id": example_id, "layer": layer, "head": head, "views": [asdict(view) for view in layouts[example_id]]},
             "map": maps[example_id][layer, head],
             "map_max": highest(example_id, layer, head),
             "text_image_map": maps[example_id][layer, head],
@@ -41,13 +44,13 @@ def attention_table(maps: Mapping[str, np.ndarray], grids: Mapping[str, tuple[in
 
 
 def write_part(
-    path: Path, maps: Mapping[str, np.ndarray], grid: tuple[int, int] | Mapping[str, tuple[int, int]], row_group_size: int | None = None
+    path: Path, maps: Mapping[str, np.ndarray], layout: Layout | Mapping[str, Layout], row_group_size: int | None = None
 ) -> Path:
-    """One shard's part.parquet, its scalars drawn from the ids; one grid for all examples, or one for each."""
-    grids = grid if isinstance(grid, Mapping) else dict.fromkeys(maps, grid)
+    """One shard's part.parquet, its scalars drawn from the ids; one layout for all examples, or one for each."""
+    layouts = layout if isinstance(layout, Mapping) else dict.fromkeys(maps, layout)
     path.parent.mkdir(parents=True, exist_ok=True)
     scalars = {example_id: draw_scalars(example_id, maps[example_id].shape[:2]) for example_id in maps}
-    pq.write_table(attention_table(maps, grids, scalars), path, row_group_size=row_group_size)
+    pq.write_table(attention_table(maps, layouts, scalars), path, row_group_size=row_group_size)
     return path
 
 

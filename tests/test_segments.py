@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from headwise.segments import Kind, Layout, View, coverage, prompt_kinds, segments
+from headwise.layout import Layout, View
+from headwise.segments import Kind, coverage, prompt_kinds, segments
 
 SIZES = st.integers(1, 40)
 GRIDS = st.tuples(st.integers(1, 12), st.integers(1, 12))

@@ -14,7 +14,8 @@ from torch.nn.functional import pad
 from headwise.attention.reducers import Reading, Sums, statistics
 from headwise.attention.schema import MAPS, SCALARS
 from headwise.attention.seam import Attention, Places, visiting
-from headwise.segments import Layout, Segments
+from headwise.layout import Layout
+from headwise.segments import Segments
 from headwise.vlm import VLM, Batch, decode_new, generate_ids, stop_ids
 
 ANSWER_ROWS = ("map", "visual_mass", "text_mass", "system_mass", "initial_mass", "max_visual", "nonvisual_entropy")

@@ -1,6 +1,7 @@
 """The attention table: one row per example, layer and head."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,15 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from headwise.attention.observe import Observed
-from headwise.attention.schema import ATTENTION, MAPS, SCALARS
+from headwise.attention.schema import ATTENTION, MAPS, SCALARS, VIEW
 
 KEY = ("example_id", "layer", "head")
 
 
 def part_writer(path: Path) -> pq.ParquetWriter:
-    """A writer of row groups of this table. Only the ids repeat: dictionaries of the maps' values would make reading 3.5 times slower."""
-    return pq.ParquetWriter(path, ATTENTION, compression="zstd", use_dictionary=["example_id"])  # pyright: ignore[reportArgumentType]
+    """A writer of row groups of this table. Ids and views repeat: dictionaries of the maps' values would make reading 3.5 times slower."""
+    repeated = ["example_id", *(f"views.list.element.{field.name}" for field in VIEW)]
+    return pq.ParquetWriter(path, ATTENTION, compression="zstd", use_dictionary=repeated)  # pyright: ignore[reportArgumentType]
 
 
 def to_table(observed: Observed, example_ids: Sequence[str]) -> pa.Table:
@@ -25,13 +27,12 @@ def to_table(observed: Observed, example_ids: Sequence[str]) -> pa.Table:
     examples, layers, heads = observed.scalars[SCALARS[0]].shape
     assert len(example_ids) == examples
     example, layer, head = (index.reshape(-1) for index in np.indices((examples, layers, heads)))
-    sizes = np.array([grid or (0, 0) for grid in observed.grids])[example]
+    views = pa.array([[asdict(view) for view in layout or ()] for layout in observed.layouts], type=ATTENTION.field("views").type)
     columns: dict[str, pa.Array | np.ndarray | list[str]] = {
         "example_id": [example_ids[i] for i in example],
         "layer": layer,
         "head": head,
-        "grid_height": sizes[:, 0],
-        "grid_width": sizes[:, 1],
+        "views": views.take(pa.array(example)),
     }
     for name in MAPS:
         columns[name], columns[f"{name}_max"] = _scaled(observed.maps[name])

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +73,11 @@ def draw_gallery(data: Path, folder: Path, top: Sequence[Head], bottom: Sequence
         return []
     attention = _attention(parts, list(subjects), [*top, *bottom])
     rows = {str(example_id): rows for (example_id,), rows in attention.group_by("example_id")}
-    maps = {example_id: (mean_map(found, top), mean_map(found, bottom)) for example_id, found in rows.items()}
-    return [_draw(subjects[example_id], *maps[example_id], folder / f"{n:02}") for n, example_id in enumerate(sorted(subjects))]
+    overlays: list[Overlay] = []
+    for n, (example_id, subject) in enumerate(sorted(subjects.items(), key=itemgetter(0))):
+        top_map, bottom_map = (mean_map(rows[example_id], heads, subject.image.shape[:2]) for heads in (top, bottom))
+        overlays.append(_draw(subject, top_map, bottom_map, folder / f"{n:02}"))
+    return overlays
 
 
 def _calibration_examples(folder: Path) -> dict[str, Example]:
@@ -91,14 +95,15 @@ def _key_masks(path: Path) -> dict[str, pl.DataFrame]:
 
 
 def _observed(parts: Sequence[Path]) -> set[str]:
-    """The examples with attention over an image; two small columns are read of what may be gigabytes."""
-    frames = [read_table(part, ATTENTION, ["example_id", "grid_height"]) for part in parts]
-    return {example_id for frame in frames for example_id in frame.filter(pl.col("grid_height") > 0)["example_id"].unique()}
+    """The examples with attention that has its place on the image; of what may be gigabytes one head's row of each is held."""
+    first = (pc.field("layer") == 0) & (pc.field("head") == 0)
+    frames = [read_table(part, ATTENTION, ["example_id", "views"], first) for part in parts]
+    return {example_id for frame in frames for example_id in frame.filter(pl.col("views").list.len() > 0)["example_id"]}
 
 
 def _attention(parts: Sequence[Path], ids: Sequence[str], heads: Sequence[Head]) -> pl.DataFrame:
     """The rows of some examples and layers, each once."""
-    columns = ["example_id", "layer", "head", "grid_height", "grid_width", "map", "map_max"]
+    columns = ["example_id", "layer", "head", "views", "map", "map_max"]
     wanted = pc.field("example_id").isin(ids) & pc.field("layer").isin(sorted({layer for layer, _ in heads}))
     found = [frame for part in parts if len(frame := read_table(part, ATTENTION, columns, wanted))]
     return pl.concat(found).unique(["example_id", "layer", "head"], keep="first", maintain_order=True)

@@ -1,6 +1,6 @@
 """Head Impact of every head and example, in two passes over the stored maps: one finds the sink tokens, the other scores."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
 from headwise.attention.schema import SCALARS
+from headwise.layout import Layout
 from headwise.scores.head_impact import Cut, HeadImpact, binarise, iou
 from headwise.scores.sink_tokens import sink_tokens
 from headwise.scores.stored import Heads, StoredExample, stored_examples
 from headwise.scores.token_masks import Target
-from headwise.segments import Grid
 
 BLOCK_EXAMPLES = 128
 """Examples whose scores are held at once."""
@@ -30,11 +30,19 @@ THRESHOLDS: dict[str, Cut] = {
 
 @dataclass(frozen=True)
 class Survey:
-    """What the first pass finds: each example's grid, the mean attention on each grid, and each head's mean of the `SCALARS` columns."""
+    """What the first pass finds: each example's layout, the mean attention on each, and each head's mean of the `SCALARS` columns.
 
-    grids: dict[str, Grid]
-    mean_maps: dict[Grid, Float64[np.ndarray, "visual"]]
+    A layout is None without an image, and then, as where the visual tokens have no place, has no mean map.
+    """
+
+    layouts: dict[str, Layout | None]
+    mean_maps: dict[Layout, Float64[np.ndarray, "visual"]]
     means: Float64[np.ndarray, "row statistic"]
+
+    @property
+    def placeless(self) -> bool:
+        """Whether the model's visual tokens lie nowhere in the image, so that no mask can be laid on them."""
+        return not self.mean_maps and () in self.layouts.values()
 
 
 @dataclass(frozen=True)
@@ -57,17 +65,19 @@ def survey(parts: Sequence[Path], heads: Heads) -> Survey:
 
     Examples come in the order of their ids, so that the sums do not depend on how they were shared out.
     """
-    grids: dict[str, Grid] = {}
-    sums: dict[Grid, np.ndarray] = {}
+    layouts: dict[str, Layout | None] = {}
+    sums: dict[Layout, np.ndarray] = {}
+    same: dict[Layout | None, Layout | None] = {}  # of equal layouts one stays in memory
     means = np.zeros((heads.rows, len(SCALARS)))
-    for example in stored_examples(parts, heads, scalars=True):
+    for example in stored_examples(parts, heads):
         assert example.highest is not None
         assert example.scalars is not None
-        grids[example.example_id] = example.grid
-        sums[example.grid] = sums.get(example.grid, 0.0) + example.highest.astype(np.float64) @ example.maps
+        layout = layouts[example.example_id] = same.setdefault(example.layout, example.layout)
+        if layout:
+            sums[layout] = sums.get(layout, 0.0) + example.highest.astype(np.float64) @ example.maps
         means += example.scalars
-    counts = Counter(grids.values())
-    return Survey(grids, {grid: total / (heads.rows * counts[grid]) for grid, total in sums.items()}, means / len(grids))
+    counts = Counter(layouts.values())
+    return Survey(layouts, {layout: total / (heads.rows * counts[layout]) for layout, total in sums.items()}, means / len(layouts))
 
 
 def head_impacts(
@@ -78,12 +88,12 @@ def head_impacts(
     HI = IoU([map > threshold], mask). Chance = mean IoU of the same map with `other_masks`. No-sink = HI with the sink tokens taken out of
     map and mask before the threshold.
     """
-    others = other_masks(targets, found.grids, settings)
-    kept = {grid: ~sink_tokens(mean_map, grid, settings.sink_fence) for grid, mean_map in found.mean_maps.items() if 0 not in grid}
+    others = other_masks(targets, found.layouts, settings)
+    kept = {layout: ~sink_tokens(mean_map, layout, settings.sink_fence) for layout, mean_map in found.mean_maps.items()}
     scored = (
-        _score(example, heads, targets[example.example_id], others[example.grid], kept[example.grid], settings)
-        for example in stored_examples(parts, heads, scalars=False)
-        if example.example_id in targets
+        _score(example, heads, targets[example.example_id], others[layout], kept[layout], settings)
+        for example in stored_examples(parts, heads, maps_only=True)
+        if example.example_id in targets and (layout := found.layouts[example.example_id])
     )
     while block := list(islice(scored, BLOCK_EXAMPLES)):
         head_impact, chance, nosink = np.stack([scores for _, scores, _ in block], axis=1)
@@ -94,27 +104,31 @@ def head_impacts(
 
 @dataclass(frozen=True)
 class OtherMasks:
-    """The token masks that give the chance level of a grid, of an image each."""
+    """The token masks that give the chance level of a layout, of an image each."""
 
     images: list[str]
     masks: Bool[np.ndarray, "mask visual"]
 
 
-def other_masks(targets: Mapping[str, Target], grids: Mapping[str, Grid], settings: HeadImpact) -> dict[Grid, OtherMasks]:
-    """Per grid, one mask each of `chance_masks` + 1 images, or of all if there are fewer; a map is compared with those of other images.
+def other_masks(targets: Mapping[str, Target], layouts: Mapping[str, Layout | None], settings: HeadImpact) -> dict[Layout, OtherMasks]:
+    """Per layout, one mask each of `chance_masks` + 1 images, or of all if there are fewer; a map is compared with those of other images.
 
     The choice of the images, and of one question about each, is seeded; the cost stays linear in the examples.
     """
+    ids_on: defaultdict[Layout, list[str]] = defaultdict(list)
+    for example_id in sorted(targets):
+        if layout := layouts[example_id]:
+            ids_on[layout].append(example_id)
     rng = np.random.default_rng(settings.seed)
-    chosen: dict[Grid, OtherMasks] = {}
-    for grid in sorted({grids[example_id] for example_id in targets}):
-        ids = [example_id for example_id in sorted(targets) if grids[example_id] == grid]
+    chosen: dict[Layout, OtherMasks] = {}
+    for layout in sorted(ids_on):
+        ids = ids_on[layout]
         picked: dict[str, np.ndarray] = {}
         for i in rng.permutation(len(ids)).tolist():
             target = targets[ids[i]]
             if len(picked) <= settings.chance_masks:
                 picked.setdefault(target.image, target.tokens)
-        chosen[grid] = OtherMasks(list(picked), np.stack(list(picked.values())))
+        chosen[layout] = OtherMasks(list(picked), np.stack(list(picked.values())))
     return chosen
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from headwise.attention.schema import SCALARS
 from headwise.files import new_file
+from headwise.layout import layout_name
 from headwise.scores.head_impact import HeadImpact
 from headwise.scores.impacts import THRESHOLDS, Impacts, Survey, head_impacts, survey
 from headwise.scores.schema import EXAMPLE_SCORES, HEADS, IMPACTS
@@ -34,13 +36,14 @@ def score_heads(parts: Sequence[Path], masks: pl.DataFrame, settings: HeadImpact
     """Score every head of the stored attention (part.parquet files) against the masks (masks.parquet); `examples` is written on the way.
 
     The maps are streamed twice, and of an example its ids and token mask alone stay in memory. The result does not depend on how the
-    examples were shared out among the parts. Raises ValueError if more than `max_bad_share` of the examples have no readable mask, fewer
-    than `min_images` images have an example with a token mask, or a part is broken.
+    examples were shared out among the parts. Where the model's visual tokens have no place in the image, the means of the attention's
+    scalars are all that the table holds, and the file of examples has no row. Raises ValueError if more than `max_bad_share` of the
+    examples have no readable mask, fewer than `min_images` images have an example with a token mask, or a part is broken.
     """
     heads = count_heads(parts)
     found = survey(parts, heads)
-    targets = token_masks(masks, found.grids, settings)
-    _check(targets, len(found.grids), settings)
+    targets = token_masks(masks, found.layouts, settings)
+    _check(targets, found, settings)
     sums = _Sums(heads, settings, targets.num_images)
     with new_file(examples) as temporary, _example_writer(temporary) as writer:
         for block in head_impacts(parts, heads, found, targets.examples, settings):
@@ -48,7 +51,7 @@ def score_heads(parts: Sequence[Path], masks: pl.DataFrame, settings: HeadImpact
             writer.write_table(_example_table(heads, block))
     tests = {
         "examples": {
-            "observed": len(found.grids),
+            "observed": len(found.layouts),
             "scored": len(targets.examples),
             "images": targets.num_images,
             "left_out": causes(targets.left_out.values()),
@@ -61,11 +64,12 @@ def score_heads(parts: Sequence[Path], masks: pl.DataFrame, settings: HeadImpact
     return Scores(table, tests, targets.left_out, targets.bad)
 
 
-def _check(targets: Targets, observed: int, settings: HeadImpact) -> None:
+def _check(targets: Targets, found: Survey, settings: HeadImpact) -> None:
+    observed = len(found.layouts)
     if len(targets.bad) > settings.max_bad_share * observed:
         allowed = f"more than max_bad_share = {settings.max_bad_share:g} allows"
         raise ValueError(f"{len(targets.bad)} of {observed} observed examples cannot be scored, {allowed}; {_counted(targets.bad)}")
-    if targets.num_images < settings.min_images:
+    if targets.num_images < settings.min_images and not found.placeless:
         fewer = f"{targets.num_images} images ({len(targets.examples)} of {observed} observed examples) can be scored"
         without = {**targets.left_out, **targets.bad}
         raise ValueError(
@@ -98,12 +102,14 @@ class _Sums:
         self.by_threshold += block.by_threshold
 
     def rows(self) -> Iterator[pl.DataFrame]:
-        """The rows of heads.parquet with an interval."""
-        for statistic, means in self.means.items():
+        """The rows of heads.parquet with an interval; none without an example."""
+        for statistic, means in self.means.items() if self.ranks.n else ():
             yield _rows(self.heads, statistic, means.sample, means.n, *means.interval(self.images))
 
     def tests(self) -> dict[str, object]:
-        """The tests of tests.json, over layers and within them."""
+        """The tests of tests.json, over layers and within them; none without an example."""
+        if not self.ranks.n:
+            return {}
         impact = self.means[IMPACTS[0]]
         by_layer = impact.sample.reshape(self.heads.num_layers, -1)
         layers = by_layer.mean(axis=1)
@@ -119,7 +125,7 @@ class _Sums:
 def _mean_rows(heads: Heads, found: Survey) -> Iterator[pl.DataFrame]:
     unknown = np.full(heads.rows, np.nan)
     for name, means in zip(SCALARS, found.means.T, strict=True):
-        yield _rows(heads, name, means, len(found.grids), unknown, unknown)
+        yield _rows(heads, name, means, len(found.layouts), unknown, unknown)
 
 
 def _rows(heads: Heads, statistic: str, value: np.ndarray, n: int, low: np.ndarray, high: np.ndarray) -> pl.DataFrame:
@@ -130,9 +136,9 @@ def _rows(heads: Heads, statistic: str, value: np.ndarray, n: int, low: np.ndarr
 
 
 def _sinks(found: Survey, settings: HeadImpact) -> dict[str, list[int]]:
-    """The places of the sink tokens of each grid, in reading order."""
-    grids = sorted(grid for grid in found.mean_maps if 0 not in grid)
-    return {f"{g[0]} x {g[1]}": np.flatnonzero(sink_tokens(found.mean_maps[g], g, settings.sink_fence)).tolist() for g in grids}
+    """The places of the sink tokens of each layout, in the order of its tokens."""
+    maps = sorted(found.mean_maps.items(), key=itemgetter(0))
+    return {layout_name(layout): np.flatnonzero(sink_tokens(map_, layout, settings.sink_fence)).tolist() for layout, map_ in maps}
 
 
 def _example_writer(path: Path) -> pq.ParquetWriter:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,13 +14,14 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float32, Float64
 
-from headwise.attention.schema import SCALARS
-from headwise.segments import Grid
+from headwise.attention.schema import SCALARS, read_layout
+from headwise.layout import Layout
 
 BLOCK_ROWS = 8_192
 """Rows that are read at once: under 2 MB of 100-token maps."""
-PLACE = ["example_id", "layer", "head", "grid_height", "grid_width", "map"]
-WITH_SCALARS = ["map_max", *SCALARS]
+MAP = ["example_id", "layer", "head", "map"]
+NUMBERS = ["map_max", *SCALARS]
+VIEWS = "views"
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,13 @@ class StoredExample:
     """What attention stored of one example, rows in the order of (layer, head).
 
     maps: attention to each visual token, mean over the answer's rows, divided by its maximum; widened from 16 bit to double. What a
-    threshold does not need is read only if asked for: highest, the maxima that the maps were divided by; scalars, the columns named in
-    `SCALARS`, in that order.
+    threshold does not need is read only if asked for: layout, where the visual tokens lie on the image (None without one, too); highest,
+    the maxima that the maps were divided by; scalars, the columns named in `SCALARS`, in that order.
     """
 
     example_id: str
-    grid: Grid
     maps: Float64[np.ndarray, "row visual"]
+    layout: Layout | None
     highest: Float32[np.ndarray, "row"] | None
     scalars: Float32[np.ndarray, "row statistic"] | None
 
@@ -72,13 +74,13 @@ def _highest(metadata: pq.FileMetaData, name: str, part: Path) -> int:
     return max(chunk.max for chunk in chunks)
 
 
-def stored_examples(parts: Sequence[Path], heads: Heads, *, scalars: bool) -> Iterator[StoredExample]:
+def stored_examples(parts: Sequence[Path], heads: Heads, *, maps_only: bool = False) -> Iterator[StoredExample]:
     """Every example of the parts once, in the order of ids, so that results do not depend on how the examples were shared out.
 
-    Raises ValueError if a part is not sorted, an example lacks rows, or a map does not fit its grid or is not finite.
+    Raises ValueError if a part is not sorted, an example lacks rows, or a map does not fit its views or is not finite.
     """
     last = None
-    for example in heapq.merge(*(_read_part(part, heads, scalars) for part in parts), key=lambda example: example.example_id):
+    for example in heapq.merge(*(_read_part(part, heads, maps_only) for part in parts), key=lambda example: example.example_id):
         if example.example_id != last:  # a shard that was observed twice counts once
             yield example
         last = example.example_id
@@ -90,15 +92,15 @@ def _open(part: Path) -> pq.ParquetFile:
         file = pq.ParquetFile(part, buffer_size=1 << 20, pre_buffer=False)  # column chunks are streamed, however long
     except pa.ArrowInvalid as error:
         raise ValueError(f"{part}: not a readable Parquet file ({error})") from error
-    missing = {*PLACE, *WITH_SCALARS} - set(file.schema_arrow.names)
+    missing = {*MAP, VIEWS, *NUMBERS} - set(file.schema_arrow.names)
     if missing:
         raise ValueError(f"{part}: missing columns {sorted(missing)}")
     return file
 
 
-def _read_part(part: Path, heads: Heads, scalars: bool) -> Iterator[StoredExample]:
+def _read_part(part: Path, heads: Heads, maps_only: bool) -> Iterator[StoredExample]:
     """The examples of one part; the file is read as a stream, whatever the size of its row groups."""
-    columns = [*PLACE, *(WITH_SCALARS if scalars else ())]
+    columns = MAP if maps_only else [*MAP, VIEWS, *NUMBERS]
     file = _open(part)
     held: pa.Table | None = None
     last = ""
@@ -129,23 +131,36 @@ def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def _split(table: pa.Table, heads: Heads, part: Path) -> Iterator[StoredExample]:
     """The examples of a table of one chunk that holds whole examples."""
     ids = _example_ids(table, heads, part)
-    grids = list(zip(*(table[name].to_numpy()[:: heads.rows].tolist() for name in ("grid_height", "grid_width")), strict=True))
     maps = table["map"].chunk(0)
     lengths = maps.value_lengths().to_numpy().reshape(-1, heads.rows)
     values, stops = torch.from_dlpack(maps.flatten()), lengths.sum(axis=1).cumsum()  # torch widens 16 bit five times faster than numpy
-    numbers = np.stack([table[name].to_numpy() for name in WITH_SCALARS], axis=1) if WITH_SCALARS[0] in table.column_names else None
-    for index, (example_id, grid) in enumerate(zip(ids, grids, strict=True)):
-        cells = grid[0] * grid[1]
-        if (lengths[index] != cells).any():
-            raise ValueError(f"{part}: {example_id!r} has maps of {sorted(set(lengths[index].tolist()))} visual tokens, its grid is {grid}")
-        example = values[stops[index] - heads.rows * cells : stops[index]].view(heads.rows, cells).double().numpy()
+    rest = _rest(table, heads) if VIEWS in table.column_names else None
+    for index, example_id in enumerate(ids):
+        tokens = int(lengths[index, 0])
+        if (lengths[index] != tokens).any():
+            raise ValueError(f"{part}: {example_id!r} has maps of unlike lengths: {sorted(set(lengths[index].tolist()))} visual tokens")
+        example = values[stops[index] - heads.rows * tokens : stops[index]].view(heads.rows, tokens).double().numpy()
         if not np.isfinite(example.sum()):
             raise ValueError(f"{part}: {example_id!r} has a map that is not finite")
-        if numbers is None:
-            yield StoredExample(example_id, grid, example, None, None)
+        if rest is None:
+            yield StoredExample(example_id, example, None, None, None)
         else:
-            own = numbers[index * heads.rows : (index + 1) * heads.rows]
-            yield StoredExample(example_id, grid, example, own[:, 0], own[:, 1:])
+            views, numbers = rest[0][index], rest[1][index]
+            yield StoredExample(example_id, example, _layout(views, tokens, example_id, part), numbers[:, 0], numbers[:, 1:])
+
+
+def _rest(table: pa.Table, heads: Heads) -> tuple[list[list[dict[str, Any]]], Float32[np.ndarray, "example row column"]]:
+    """What is read beside the maps: each example's views, of which its first row stands for all, and its `NUMBERS`."""
+    views = table[VIEWS].take(pa.array(np.arange(0, table.num_rows, heads.rows))).to_pylist()
+    numbers = np.stack([table[name].to_numpy() for name in NUMBERS], axis=1)
+    return views, numbers.reshape(-1, heads.rows, len(NUMBERS))
+
+
+def _layout(views: list[dict[str, Any]], tokens: int, example_id: str, part: Path) -> Layout | None:
+    try:
+        return read_layout(views, tokens)
+    except ValueError as error:
+        raise ValueError(f"{part}: {example_id!r} has {error}") from error
 
 
 def _example_ids(table: pa.Table, heads: Heads, part: Path) -> list[str]:

@@ -14,7 +14,8 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, GenerationConfig
 
 from headwise.examples import BadExample
-from headwise.segments import Kind, Layout, Segments, prompt_kinds, segments
+from headwise.layout import Layout
+from headwise.segments import Kind, Segments, prompt_kinds, segments
 from headwise.vlm.families import VLM
 from headwise.vlm.layouts import Placement
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from headwise.vlm import layouts
 from headwise.vlm.layouts import Geometry
 
+
 @dataclass(frozen=True)
 class Family:
     """What differs between model families.
@@ -46,9 +47,7 @@ FAMILIES: dict[str, Family] = {
     "idefics3": Family(decoder="model.text_model", layout=layouts.split_tiles),
     "internvl": Family(layout=layouts.canvas_tiles),
     "gemma3": Family(layout=layouts.pooled_grid, shares_image=False),
-    "instructblip": Family(
-        decoder="language_model.model", layout=layouts.queries, num_image_tokens="num_query_tokens", shares_image=False
-    ),
+    "instructblip": Family(decoder="language_model.model", layout=layouts.queries, num_image_tokens="num_query_tokens", shares_image=False),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text"), TEXT_ONLY),
 }
 """Families by transformers' model_type."""

@@ -19,7 +19,7 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_t
 from transformers.models.idefics3.image_processing_idefics3 import get_resize_output_image_size
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
-from headwise.segments import Layout, View
+from headwise.layout import Layout, View
 
 Size = tuple[int, int]
 """Height and width."""

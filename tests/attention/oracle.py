@@ -21,11 +21,13 @@ def probe(vlm: VLM, side: str) -> Batch:
 
 def eager_attentions(vlm: VLM, batch: Batch) -> np.ndarray:
     """The model's own `output_attentions`: [batch, layer, head, query, key]."""
+    before = vlm.text_config._attn_implementation
+    assert before is not None
     set_implementation(vlm, "eager")
     try:
         attentions = forward(vlm, batch, output_attentions=True).attentions
     finally:
-        set_implementation(vlm, "sdpa")
+        set_implementation(vlm, before)
     return torch.stack(attentions, dim=1).double().numpy()
 
 

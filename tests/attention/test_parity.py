@@ -37,6 +37,7 @@ def keys_of(vlm: VLM, batch: Batch) -> np.ndarray:
 
 
 def largest_differences(vlm: VLM, batch: Batch) -> dict[str, float]:
+    """Per statistic, relative to its largest value where that is above 1 (entropies, variances)."""
     found, A, keys = observe(vlm, batch, KNOWN), eager_attentions(vlm, batch), keys_of(vlm, batch)
     worst = dict.fromkeys(KNOWN, 0.0)
     for example in range(len(A)):
@@ -45,7 +46,7 @@ def largest_differences(vlm: VLM, batch: Batch) -> dict[str, float]:
         for name, value in expected.items():
             ours = found.maps[name][example] if name in found.maps else found.scalars[name][example]
             assert ours.shape == value.shape
-            worst[name] = max(worst[name], float(np.abs(ours - value).max(initial=0)))
+            worst[name] = max(worst[name], float(np.abs(ours - value).max(initial=0) / np.abs(value).max(initial=1)))
     return worst
 
 

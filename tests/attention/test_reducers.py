@@ -12,9 +12,10 @@ from headwise.attention import seam
 from headwise.attention.kernels import attend
 from headwise.attention.observe import ANSWER_ROWS, KNOWN, Observed, observe, observe_generated, with_answers
 from headwise.attention.reducers import Reading, Sums, statistics
-from headwise.attention.seam import Attention, FirstBias, visiting
-from headwise.segments import Kind, Segments, View, segments
-from headwise.vlm import VLM, Batch, encode, generate, generate_ids, stop_ids
+from headwise.attention.seam import Attention, FirstBias
+from headwise.layout import View
+from headwise.segments import Kind, Segments, segments
+from headwise.vlm import Batch, encode, generate, generate_ids, stop_ids
 from tests.attention.oracle import QUESTIONS, cached_keys, eager_attentions, head_statistics, key_variance, probe
 from tests.tiny import image, tiny_lm, tiny_vlm
 from tests.zoo import language_model

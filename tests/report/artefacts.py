@@ -1,6 +1,6 @@
 """A workspace as a night leaves it: drawn scenes with exact masks, random attention in which two heads look at the object, and the rest."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.table import ANSWERS
 from headwise.examples import Example, write_bad, write_examples
 from headwise.files import sha256_file, write_json, write_manifest, write_table
+from headwise.layout import View
 from headwise.masks.rle import encode
 from headwise.masks.table import MASKS
 from headwise.scenes import compose_scene
@@ -20,6 +21,7 @@ from headwise.segments import coverage
 from headwise.selection import Arm, Criterion, Selection, write_selection
 
 GRID = (10, 10)
+LAYOUT = (View(*GRID),)
 TASKS = ("caption", "colour", "count", "exists")
 
 
@@ -106,7 +108,7 @@ def write_attention(data: Path, size: Size, masks: dict[str, np.ndarray], rng: n
     for example_id, mask in masks.items():
         noise = rng.gamma(1.0, size=(size.layers, size.heads, GRID[0] * GRID[1])) * 1e-3
         for layer, head in size.planted:
-            noise[layer, head] = 0.2 * noise[layer, head] + 0.02 * coverage(mask, GRID)
+            noise[layer, head] = 0.2 * noise[layer, head] + 0.02 * coverage(mask, LAYOUT)
         maps[example_id] = noise
     for shard in range(2):
         folder = data / "attention" / f"shard={shard:02}"
@@ -123,14 +125,14 @@ def attention_rows(example_id: str, maps: np.ndarray) -> list[dict[str, object]]
     for layer, head in np.ndindex(*maps.shape[:2]):
         map_ = maps[layer, head]
         scaled = {"map": (map_ / map_.max()).astype(np.float16), "map_max": float(map_.max())}
-        place = {"example_id": example_id, "layer": layer, "head": head, "grid_height": GRID[0], "grid_width": GRID[1]}
+        place = {"example_id": example_id, "layer": layer, "head": head, "views": [asdict(LAYOUT[0])]}
         rows.append({**place, **scaled, "text_image_map": scaled["map"], "text_image_map_max": 0.1, **dict.fromkeys(names, 0.5)})
     return rows
 
 
 def write_scores(data: Path, size: Size, maps: dict[str, np.ndarray], masks: dict[str, np.ndarray]) -> None:
     """The Head Impact of the maps, computed plainly."""
-    meant = np.stack([coverage(masks[i], GRID) >= 0.5 for i in sorted(maps)])[:, None, None, :]
+    meant = np.stack([coverage(masks[i], LAYOUT) >= 0.5 for i in sorted(maps)])[:, None, None, :]
     stacked = np.stack([maps[i] for i in sorted(maps)])
     looked = stacked > stacked.mean(axis=-1, keepdims=True)
     impact = (looked & meant).sum(-1) / np.maximum((looked | meant).sum(-1), 1)

@@ -10,7 +10,7 @@ from headwise.scores.impacts import THRESHOLDS, Impacts, Survey, head_impacts, s
 from headwise.scores.stored import Heads
 from headwise.scores.token_masks import Target
 from tests.scores.test_head_impact import obvious_iou, obvious_threshold
-from tests.synthetic import draw_scalars, highest, stored, write_part
+from tests.synthetic import draw_scalars, highest, one_view, stored, write_part
 
 HEADS = Heads(3, 2)
 GRIDS = {"a0": (3, 4), "a1": (3, 4), "a2": (3, 4), "b0": (2, 5), "b1": (2, 5), "c0": (4, 4), "a3": (3, 4), "x": (3, 4)}
@@ -76,7 +76,7 @@ def run(
     images: dict[str, str] | None = None,
 ) -> tuple[Survey, Impacts]:
     """The survey, and the blocks of impacts as one; every example is about an image of its own unless `images` says otherwise."""
-    part = write_part(tmp_path / "part.parquet", maps, {example_id: GRIDS.get(example_id, (3, 4)) for example_id in maps})
+    part = write_part(tmp_path / "part.parquet", maps, {example_id: one_view(*GRIDS.get(example_id, (3, 4))) for example_id in maps})
     found = survey([part], HEADS)
     meant = {example_id: Target((images or {}).get(example_id, example_id), tokens) for example_id, tokens in targets.items()}
     blocks = list(head_impacts([part], HEADS, found, meant, settings))
@@ -132,8 +132,8 @@ def test_layers_are_averaged_under_every_threshold(tmp_path: Path, name: str) ->
 def test_the_survey_averages_maps_and_scalars_over_all_observed_examples(tmp_path: Path) -> None:
     maps = draw_maps(np.random.default_rng(0))
     found, _ = run(tmp_path, maps, draw_targets(np.random.default_rng(0)), HeadImpact())
-    assert found.grids == GRIDS
-    np.testing.assert_allclose(found.mean_maps[3, 4], obvious_mean(maps, (3, 4)), rtol=1e-12)
+    assert found.layouts == {example_id: one_view(*grid) for example_id, grid in GRIDS.items()}
+    np.testing.assert_allclose(found.mean_maps[one_view(3, 4)], obvious_mean(maps, (3, 4)), rtol=1e-12)
     scalars = np.mean([draw_scalars(example_id, (6,)) for example_id in GRIDS], axis=0, dtype=np.float64)
     np.testing.assert_allclose(found.means, scalars, rtol=1e-12)
 
@@ -186,8 +186,8 @@ def test_a_head_that_hardly_looks_at_the_image_makes_no_sink(tmp_path: Path) -> 
         array[(*faint, 8)] = 1.0
     found, _ = run(tmp_path, maps, dict.fromkeys(maps, np.arange(12) < 3), HeadImpact())
     expected = np.mean([[highest(i, layer, head) for layer in range(3) for head in range(2)] for i in maps], axis=0)
-    np.testing.assert_allclose(found.mean_maps[3, 4][5], expected.mean(), rtol=1e-12)
-    extra = found.mean_maps[3, 4][8] - found.mean_maps[3, 4][0]
+    np.testing.assert_allclose(found.mean_maps[one_view(3, 4)][5], expected.mean(), rtol=1e-12)
+    extra = found.mean_maps[one_view(3, 4)][8] - found.mean_maps[one_view(3, 4)][0]
     assert extra == pytest.approx(0.5 * np.mean([highest(i, *faint) for i in maps]) / 6) and extra < 0.5 * expected.mean() / 6
 
 

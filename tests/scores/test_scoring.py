@@ -13,7 +13,7 @@ from headwise.scores.head_impact import HeadImpact
 from headwise.scores.schema import EXAMPLE_SCORES, HEADS, IMPACTS
 from headwise.scores.scoring import Scores, score_heads
 from headwise.scores.stability import image_draws
-from tests.synthetic import draw_scalars, look_at, mask_frame, mask_row, square, stored, write_part
+from tests.synthetic import draw_scalars, look_at, mask_frame, mask_row, one_view, square, stored, write_part
 
 GRID = (8, 8)
 SHAPE = (4, 3)
@@ -32,7 +32,7 @@ def frame_of(masks: dict[str, np.ndarray]) -> pl.DataFrame:
 
 
 def score(tmp_path: Path, masks: dict[str, np.ndarray], maps: dict[str, np.ndarray], settings: HeadImpact = SETTINGS) -> Scores:
-    part = write_part(tmp_path / "part.parquet", maps, GRID)
+    part = write_part(tmp_path / "part.parquet", maps, one_view(*GRID))
     return score_heads([part], frame_of(masks), settings, tmp_path / "examples.parquet")
 
 
@@ -153,7 +153,7 @@ def test_the_tables_fit_their_schemas(tmp_path: Path) -> None:
 def test_scores_do_not_depend_on_how_the_examples_were_shared_out(tmp_path: Path, shares: int) -> None:
     masks, maps = planted(20)
     names = list(np.random.default_rng(shares).permutation(list(maps)))
-    parts = [write_part(tmp_path / f"{i}.parquet", {name: maps[name] for name in names[i::shares]}, GRID) for i in range(shares)]
+    parts = [write_part(tmp_path / f"{i}.parquet", {name: maps[name] for name in names[i::shares]}, one_view(*GRID)) for i in range(shares)]
     settings = HeadImpact(bootstrap=20, min_images=10, chance_masks=5)
     whole, shared = score(tmp_path, masks, maps, settings), score_heads(parts, frame_of(masks), settings, tmp_path / "shared.parquet")
     assert whole.heads.equals(shared.heads)
@@ -164,7 +164,7 @@ def test_scores_do_not_depend_on_how_the_examples_were_shared_out(tmp_path: Path
 def test_too_few_images_are_refused_with_the_causes_counted(tmp_path: Path) -> None:
     masks, maps = planted(20)
     rows = [mask_row(i, mask, image=f"{int(i[1:]) // 2}.png", reason="too small" if i > "e017" else None) for i, mask in masks.items()]
-    part = write_part(tmp_path / "part.parquet", maps, GRID)
+    part = write_part(tmp_path / "part.parquet", maps, one_view(*GRID))
     told = r"9 images \(18 of 20 observed examples\) can be scored, scores.min_images = 10 are needed; no usable mask: 2 "
     with pytest.raises(ValueError, match=told):
         score_heads([part], mask_frame(rows), SETTINGS, tmp_path / "examples.parquet")
@@ -174,7 +174,7 @@ def test_too_few_images_are_refused_with_the_causes_counted(tmp_path: Path) -> N
 
 def test_missing_and_unreadable_masks_beyond_the_share_fail_and_objects_smaller_than_the_cells_do_not(tmp_path: Path) -> None:
     masks, maps = planted(40)
-    part = write_part(tmp_path / "part.parquet", maps, GRID)
+    part = write_part(tmp_path / "part.parquet", maps, one_view(*GRID))
     speck = np.zeros((32, 32), dtype=bool)
     speck[0, 0] = True
     small = [mask_row(i, speck if n < 15 else mask) for n, (i, mask) in enumerate(masks.items())]
@@ -195,7 +195,7 @@ def test_questions_about_an_image_do_not_count_as_images(tmp_path: Path) -> None
     again = {f"{i}{copy}": maps[i] for i in maps for copy in "xy"}
     rows = [mask_row(f"{i}{copy}", mask, image=f"{i}.png") for i, mask in masks.items() for copy in "xy"]
     twice = score_heads(
-        [write_part(tmp_path / "twice.parquet", again, GRID)], mask_frame(rows), SETTINGS, tmp_path / "twice-examples.parquet"
+        [write_part(tmp_path / "twice.parquet", again, one_view(*GRID))], mask_frame(rows), SETTINGS, tmp_path / "twice-examples.parquet"
     )
     for statistic in IMPACTS:
         first, second = (scores.heads.filter(pl.col("statistic") == statistic) for scores in (once, twice))
@@ -210,7 +210,7 @@ def test_an_example_takes_less_than_a_kilobyte(tmp_path: Path) -> None:
     frame = frame_of(masks)
 
     def peak(number: int) -> int:
-        part = write_part(tmp_path / f"{number}.parquet", {i: maps[i] for i in list(maps)[:number]}, GRID)
+        part = write_part(tmp_path / f"{number}.parquet", {i: maps[i] for i in list(maps)[:number]}, one_view(*GRID))
         tracemalloc.start()
         try:
             score_heads([part], frame.head(number), HeadImpact(bootstrap=200), tmp_path / "examples.parquet")
@@ -224,7 +224,7 @@ def test_an_example_takes_less_than_a_kilobyte(tmp_path: Path) -> None:
 
 def test_a_text_only_model_has_no_head_impact(tmp_path: Path) -> None:
     maps = {f"e{i:03d}": np.zeros((2, 2, 0), dtype=np.float16) for i in range(12)}
-    part = write_part(tmp_path / "part.parquet", maps, (0, 0))
+    part = write_part(tmp_path / "part.parquet", maps, ())
     with pytest.raises(ValueError, match=r"0 images \(0 of 12 observed examples\) can be scored.*no image: 12"):
         score_heads([part], frame_of({}), SETTINGS, tmp_path / "examples.parquet")
 

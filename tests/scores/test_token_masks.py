@@ -3,12 +3,14 @@ from typing import Literal
 import numpy as np
 import pytest
 
+from headwise.layout import Layout
 from headwise.scores.head_impact import HeadImpact
-from headwise.scores.token_masks import Targets, causes, token_masks
+from headwise.scores.token_masks import NO_PLACE, Targets, causes, token_masks
 from headwise.segments import coverage
-from tests.synthetic import mask_frame, mask_row
+from tests.synthetic import mask_frame, mask_row, one_view
 
 GRID = (2, 3)
+LAYOUT = one_view(*GRID)
 
 
 def chosen(found: Targets, example_id: str = "a") -> list[int]:
@@ -28,7 +30,7 @@ def half_cell() -> np.ndarray:
     ("threshold", "tokens"), [(0.0, [0, 1, 5]), (0.25, [0, 1, 5]), (0.3, [0, 1]), (0.5, [0, 1]), (0.51, [0]), (1.0, [0])]
 )
 def test_a_token_is_meant_from_the_threshold_on(threshold: float, tokens: list[int]) -> None:
-    found = token_masks(mask_frame([mask_row("a", half_cell())]), {"a": GRID}, HeadImpact(mask_threshold=threshold))
+    found = token_masks(mask_frame([mask_row("a", half_cell())]), {"a": LAYOUT}, HeadImpact(mask_threshold=threshold))
     assert chosen(found) == tokens
     assert found.examples["a"].image == "a.png"
     assert found.left_out == found.bad == {}
@@ -37,17 +39,17 @@ def test_a_token_is_meant_from_the_threshold_on(threshold: float, tokens: list[i
 def test_a_threshold_of_any_takes_every_touched_token_and_no_other() -> None:
     mask = np.zeros((20, 30), dtype=bool)
     mask[19, 0] = True
-    assert chosen(token_masks(mask_frame([mask_row("a", mask)]), {"a": GRID}, HeadImpact(mask_threshold=0))) == [3]
+    assert chosen(token_masks(mask_frame([mask_row("a", mask)]), {"a": LAYOUT}, HeadImpact(mask_threshold=0))) == [3]
 
 
 @pytest.mark.parametrize("size", [7, 9, 11, 13, 23])
 def test_a_cell_covered_to_the_threshold_counts_despite_rounding(size: int) -> None:
-    grid = (3, 3)
+    layout = one_view(3, 3)
     mask = np.zeros((size, size), dtype=bool)
     mask[:, ::2] = True
-    share = float(coverage(mask, grid)[4])
+    share = float(coverage(mask, layout)[4])
     for threshold in (0.0, min(1.0, share + 1e-12)):
-        assert 4 in chosen(token_masks(mask_frame([mask_row("a", mask)]), {"a": grid}, HeadImpact(mask_threshold=threshold)))
+        assert 4 in chosen(token_masks(mask_frame([mask_row("a", mask)]), {"a": layout}, HeadImpact(mask_threshold=threshold)))
 
 
 def cells(*numbers: int) -> np.ndarray:
@@ -65,7 +67,7 @@ ROWS = [
 
 @pytest.mark.parametrize(("which", "tokens"), [("key", [0, 1]), ("union", [0, 1, 4])])
 def test_key_objects_or_all_are_joined_and_dropped_ones_left_out(which: Literal["key", "union"], tokens: list[int]) -> None:
-    assert chosen(token_masks(mask_frame(ROWS), {"a": GRID}, HeadImpact(mask_object=which))) == tokens
+    assert chosen(token_masks(mask_frame(ROWS), {"a": LAYOUT}, HeadImpact(mask_object=which))) == tokens
 
 
 def test_halves_of_a_cell_by_two_objects_count_together() -> None:
@@ -73,7 +75,7 @@ def test_halves_of_a_cell_by_two_objects_count_together() -> None:
     upper[:5, :10] = True
     lower[5:10, :10] = True
     rows = [mask_row("a", upper, object=0), mask_row("a", lower, object=1)]
-    assert chosen(token_masks(mask_frame(rows), {"a": GRID}, HeadImpact(mask_threshold=0.9))) == [0]
+    assert chosen(token_masks(mask_frame(rows), {"a": LAYOUT}, HeadImpact(mask_threshold=0.9))) == [0]
 
 
 @pytest.mark.parametrize("which", ["key", "union"])
@@ -87,16 +89,19 @@ def test_each_example_without_a_token_mask_is_told_why(which: Literal["key", "un
         ),
         mask_row("small", speck),
         mask_row("text", cells(0)),
+        mask_row("queries", cells(0)),
         mask_row("torn", cells(0), height=21),
         mask_row("good", cells(2)),
         mask_row("unobserved", cells(2)),
     ]
-    grids = {"small": GRID, "dropped": GRID, "nothing": GRID, "absent": GRID, "text": (0, 0), "torn": GRID, "good": GRID}
-    found = token_masks(mask_frame(rows), grids, HeadImpact(mask_object=which))
+    layouts: dict[str, Layout | None] = dict.fromkeys(("small", "dropped", "nothing", "absent", "torn", "good"), LAYOUT)
+    layouts |= {"text": None, "queries": ()}
+    found = token_masks(mask_frame(rows), layouts, HeadImpact(mask_object=which))
     assert list(found.examples) == ["good"]
     assert found.left_out == {
         "dropped": "no usable mask: object 0 (thing): covers too little",
         "nothing": "no object is meant: the example has no phrase",
+        "queries": NO_PLACE,
         "small": "too small for the grid: the objects cover no token of 2 x 3 up to mask_threshold = 0.5",
         "text": "no image: the model saw none",
     }
@@ -113,12 +118,12 @@ def test_reasons_are_counted_by_their_causes() -> None:
 
 def test_questions_about_one_image_are_one_image() -> None:
     rows = [mask_row("a", cells(0), image="x"), mask_row("b", cells(1), image="x"), mask_row("c", cells(2), image="y")]
-    assert token_masks(mask_frame(rows), dict.fromkeys("abc", GRID), HeadImpact()).num_images == 2
+    assert token_masks(mask_frame(rows), dict.fromkeys("abc", LAYOUT), HeadImpact()).num_images == 2
 
 
-def test_each_example_is_laid_on_its_own_grid() -> None:
+def test_each_example_is_laid_on_its_own_layout() -> None:
     rows = [mask_row(example_id, cells(0, 1)) for example_id in "ab"]
-    found = token_masks(mask_frame(rows), {"b": (4, 6), "a": (2, 3)}, HeadImpact())
+    found = token_masks(mask_frame(rows), {"b": one_view(4, 6), "a": LAYOUT}, HeadImpact())
     assert list(found.examples) == ["a", "b"]
     assert found.examples["a"].tokens.size == 6
     assert chosen(found, "b") == [0, 1, 2, 3, 6, 7, 8, 9]

@@ -52,7 +52,7 @@ def part(folder: Path) -> pl.DataFrame:
 
 def assert_same_rows(found: pl.DataFrame, expected: pl.DataFrame) -> None:
     """Batches differ between shards, so that figures differ in their last digits."""
-    keys = ["example_id", "layer", "head", "grid_height", "grid_width"]
+    keys = ["example_id", "layer", "head", "views"]
     assert found.select(keys).equals(expected.select(keys))
     for name in set(found.columns) - set(keys):
         ours, theirs = (np.concatenate([np.ravel(list(np.atleast_1d(v))) for v in frame[name]]) for frame in (found, expected))

@@ -13,7 +13,7 @@ from headwise.masks.table import MASKS
 from headwise.scores.head_impact import HeadImpact
 from headwise.scores.schema import EXAMPLE_SCORES, HEADS
 from tasks.scores import write_scores
-from tests.synthetic import look_at, mask_frame, mask_row, square, write_part
+from tests.synthetic import look_at, mask_frame, mask_row, one_view, square, write_part
 
 GRID = (6, 6)
 SETTINGS = HeadImpact(bootstrap=20, min_images=10, max_bad_share=0.2)
@@ -30,7 +30,7 @@ def write_inputs(folder: Path) -> dict[str, Path]:
     write_table(mask_frame(rows), folder / "masks/masks.parquet", MASKS)
     shards = {f"shard={i:02d}": folder / f"attention/shard={i:02d}" for i in range(2)}
     for i, shard in enumerate(shards.values()):
-        write_part(shard / "part.parquet", {name: maps[name] for name in sorted(maps)[i::2]}, GRID)
+        write_part(shard / "part.parquet", {name: maps[name] for name in sorted(maps)[i::2]}, one_view(*GRID))
     return shards
 
 

@@ -59,7 +59,7 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 from transformers.models.smolvlm.modeling_smolvlm import SmolVLMConnector
 
-from headwise.segments import Layout, View
+from headwise.layout import Layout, View
 from headwise.vlm.layouts import (
     Placement,
     any_resolution,

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config
 
 from headwise.examples import BadExample
-from headwise.segments import View
+from headwise.layout import View
 from headwise.vlm import FAMILIES, VLM, encode, generate, load_vlm, revision
 from tests.tiny import (
+    TEMPLATE,
     GRID,
     NUM_HEADS,
     NUM_KV_HEADS,
@@ -197,11 +198,11 @@ def test_examples_that_cannot_be_used_are_bad() -> None:
         encode(tiny_vlm(), [image(0)], ["red " * 300], ["x"])
 
 
-def test_visual_tokens_and_grid_must_agree() -> None:
-    wrong = processor()
-    wrong.num_additional_image_tokens = 1
-    with pytest.raises(ValueError, match="10 image tokens in the prompt, one image makes 9"):
-        encode(replace(tiny_vlm(), processor=wrong), [image(0)], ["What?"])
+def test_a_prompt_with_two_images_is_refused() -> None:
+    twice = processor()
+    twice.chat_template = TEMPLATE.replace("<image>", "<image> and <image>")
+    with pytest.raises(ValueError, match="Found total 2 <image> tokens and 1 images"):
+        encode(replace(tiny_vlm(), processor=twice), [image(0)], ["What?"])
 
 
 def test_a_batch_may_mix_examples_with_and_without_images() -> None:
