@@ -26,7 +26,7 @@ from headwise.cutouts import Photographs, compose_photograph
 from headwise.files import new_file
 from headwise.layout import View
 from headwise.scenes import compose_scene, descriptions
-from headwise.segments import Grid, coverage
+from headwise.segments import coverage
 from headwise.smol import NAME
 from headwise.vlm import quiet
 
@@ -133,7 +133,7 @@ def align(lessons: Lessons, out: Path, progress: Callable[[str], None]) -> None:
         features = visual_features(model, processor, batch)
         outputs = model.model.multi_modal_projector(features).float().flatten(0, 1)
         side = math.isqrt(outputs.shape[0] // len(batch))
-        labels = _cell_labels(batch, (side, side), known)
+        labels = _cell_labels(batch, View(side, side), known)
         shown = labels >= 0
         logits = normalize(outputs[shown] - mean, dim=-1) @ normalize(targets - mean, dim=-1).T / TEMPERATURE
         distance = (outputs[shown] - targets[labels[shown]]).square().sum(-1).mean() + (outputs[~shown] - mean).square().sum(-1).mean()
@@ -148,12 +148,12 @@ def align(lessons: Lessons, out: Path, progress: Callable[[str], None]) -> None:
             weights.save(out, step + 1)
 
 
-def _cell_labels(batch: Sequence[Composition], grid: Grid, known: Sequence[str]) -> Int[Tensor, " cell"]:
+def _cell_labels(batch: Sequence[Composition], view: View, known: Sequence[str]) -> Int[Tensor, " cell"]:
     """For every visual token the number of the description of the thing that covers most of its cell (-1: under 40 %)."""
     number = {description: i for i, description in enumerate(known)}
     labels = []
     for composition in batch:
-        shares = np.stack([coverage(thing.mask, (View(*grid),)) for thing in composition.things])
+        shares = np.stack([coverage(thing.mask, (view,)) for thing in composition.things])
         numbers = np.array([number[thing.description or thing.phrase] for thing in composition.things])
         labels.append(np.where(shares.max(0) >= 0.4, numbers[shares.argmax(0)], -1))
     return torch.from_numpy(np.concatenate(labels))

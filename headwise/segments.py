@@ -11,9 +11,6 @@ from torch import Tensor
 
 from headwise.layout import Layout, View, layout_name
 
-Grid = tuple[int, int]
-"""Rows and columns of the visual tokens, in reading order."""
-
 
 class Kind(IntEnum):
     """What a token is; NONE is padding or the end-of-turn token."""

@@ -32,7 +32,8 @@ Opened = tuple[Example, Image.Image | None]
 def write_attention(images: Path, output: Path, observation: Observation, shard: int, num_shards: int) -> None:
     """Write part.parquet, bad.parquet and manifest.json for one shard of the `sample`: every `num_shards`-th of its examples.
 
-    The attention is read with the first reference answer teacher-forced, once the model has been `proved`. Raises ValueError if no image fits into `max_examples`, the model cannot be loaded or proved, or more than `max_bad_share` of the examples is bad.
+    The attention is read with the first reference answer teacher-forced, once the model has been `proved`. Raises ValueError if no image
+    fits into `max_examples`, the model cannot be loaded or proved, or more than `max_bad_share` of the examples is bad.
     """
     examples = sample(read_examples(images, SPLIT), observation.max_examples)[shard::num_shards]
     vlm, model_revision = load_vlm(observation.model, dtype=observation.dtype), revision(observation.model)

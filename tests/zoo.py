@@ -6,7 +6,6 @@ tiling image processors give several tiles for `tests.tiny.image`.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from unittest.mock import patch
 
 import torch
 from tokenizers.processors import TemplateProcessing
@@ -63,7 +62,6 @@ from transformers import (
     SmolVLMProcessor,
     SmolVLMVideoProcessor,
 )
-from transformers.models.smolvlm import processing_smolvlm
 
 from headwise.vlm import FAMILIES, VLM
 from headwise.vlm.families import TEXT_ONLY
@@ -284,8 +282,7 @@ def idefics3(config: type = Idefics3Config, end: str = "<end_of_utterance>\n") -
 
 
 def smolvlm() -> VLM:
-    with patch.object(processing_smolvlm, "num2words", str):  # a package that only videos need, and that the processor asks for anyway
-        return idefics3(SmolVLMConfig)
+    return idefics3(SmolVLMConfig)
 
 
 def internvl() -> VLM:

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwise.attention.seam import Attention, FirstBias, visiting
+from headwise.attention.layer import Attention, FirstBias
+from headwise.attention.seam import visiting
 from headwise.segments import Segments
 from headwise.vlm import VLM
 

@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from headwise.attention.layer import Attention, Places
 from headwise.attention.reducers import Reading, Sums, statistics
 from headwise.attention.schema import MAPS, SCALARS
-from headwise.attention.seam import Attention, Places, visiting
+from headwise.attention.seam import visiting
 from headwise.layout import Layout
 from headwise.segments import Segments
 from headwise.vlm import VLM, Batch, decode_new, generate_ids, stop_ids
@@ -83,14 +84,14 @@ def observe_generated(vlm: VLM, batch: Batch, max_new_tokens: int, wanted: Colle
         elif len(fed) <= max_new_tokens:
             sums[layer].add_answer(attention, reading, Places(torch.zeros_like(fed[-1], dtype=torch.int64), fed[-1]))
 
-    def note(module: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
-        """Which examples are still answering at this step."""
-        ids: Tensor = options["input_ids"]
+    def note(embedding: nn.Module, arguments: tuple[Tensor]) -> None:
+        """Which examples are still answering at this step: the token that is fed is no end."""
+        (ids,) = arguments
         if sums:
             going = ~torch.isin(ids, torch.tensor(sorted(stop_ids(vlm)), device=ids.device))
             fed.append(going & fed[-1] if fed else going)
 
-    hook = vlm.base.register_forward_pre_hook(note, with_kwargs=True)
+    hook = vlm.base.get_input_embeddings().register_forward_pre_hook(note)
     try:
         with visiting(vlm, visit):
             new = generate_ids(vlm, batch, max_new_tokens + 1)  # one more: the last token's row comes when it is fed

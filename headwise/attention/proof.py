@@ -14,9 +14,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
+from headwise.attention.layer import LOWEST, Attention
 from headwise.attention.observe import Observed, forward, observe
 from headwise.attention.schema import MAPS
-from headwise.attention.seam import LOWEST, Attention, set_implementation, visiting
+from headwise.attention.seam import set_implementation, visiting
 from headwise.files import cache_folder, new_file, sha256_file
 from headwise.vlm import VLM, Batch, encode
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from headwise.attention.seam import Attention, Places
+from headwise.attention.layer import Attention, Places
 from headwise.segments import Segments
 
 LOOKING_BACK = "image_to_text"
@@ -53,7 +53,7 @@ class Sums:
     keys: Float[Tensor, "batch head key"]
     elsewhere: Float[Tensor, "batch head key"]
     highest: Float[Tensor, "batch head"]
-    binarised: Float[Tensor, "batch head visual"]
+    binarised: Float[Tensor, "batch head span"]
     question: Float[Tensor, "batch head visual"]
     looked_back: Float[Tensor, "batch head"]
 
@@ -61,7 +61,7 @@ class Sums:
     def of(cls, attention: Attention, reading: Reading, num_keys: int) -> "Sums":
         """No rows yet."""
         shape, visual = attention.query.shape[:2], reading.visual.index.shape[1]
-        sizes = (num_keys, num_keys, None, visual, visual, None)
+        sizes = (num_keys, num_keys, None, reading.span.stop - reading.span.start, visual, None)
         zeros = attention.query.new_zeros
         return cls(*(zeros(*shape, *([] if size is None else [size]), dtype=torch.float32) for size in sizes))
 
@@ -72,38 +72,34 @@ class Sums:
     def add_prompt(self, attention: Attention, reading: Reading) -> None:
         """The rows of the question and of the image."""
         if reading.wanted & FROM_TEXT:
-            self.question += _column_sums(attention, reading.question, reading.visual)
+            self.question += attention.column_sums(reading.question, reading.visual)
         if LOOKING_BACK in reading.wanted:
             for behind in (reading.system, reading.text):
-                sums = _column_sums(attention, reading.visual, behind)
+                sums = attention.column_sums(reading.visual, behind)
                 self.looked_back += (sums * behind.real[:, None]).sum(-1)
 
     def add_answer(self, attention: Attention, reading: Reading, rows: Places) -> None:
         """Rows of the answer, over all keys that they may attend to."""
-        elsewhere = torch.ones_like(self.keys[:, 0])
-        elsewhere[:, : reading.segments.visual.shape[1]] -= reading.segments.visual.float()
         visual = reading.segments.visual[:, reading.span]
-        for block in rows.blocks(attention.block_rows(attention.key.shape[2])):
-            A = attention.probabilities(block)
-            keys = A.shape[3]
-            share = A @ elsewhere[:, None, :keys, None]
-            weights = torch.cat([torch.ones_like(share), 1 / share.clamp_min(torch.finfo(share.dtype).tiny)], dim=3)
-            sums = weights.transpose(2, 3) @ A
-            self.keys[..., :keys] += sums[:, :, 0]
-            self.elsewhere[..., :keys] += sums[:, :, 1]
-            if visual.shape[1]:
-                seen = A[..., reading.span]
-                seen = seen if bool(visual.all()) else seen * visual[:, None, None]
-                self.highest += seen.amax(-1).sum(-1)
+        has_holes = not bool(visual.all())
+        entries = attention.entries(rows)
+        for block in entries.blocks(whole_rows=True):
+            A, shown = entries.probabilities(block), visual[block.examples, None, None]
+            seen, keys = A[..., reading.span], A.shape[3]
+            share = A[..., : reading.span.start].sum(-1) + A[..., reading.span.stop :].sum(-1)
+            if has_holes:
+                share += (seen * ~shown).sum(-1)
+                seen = seen * shown
+            weights = torch.stack([torch.ones_like(share), 1 / share.clamp_min(torch.finfo(share.dtype).tiny)], dim=2)
+            sums = weights @ A
+            self.keys[block.examples, block.heads, :keys] += sums[:, :, 0]
+            self.elsewhere[block.examples, block.heads, :keys] += sums[:, :, 1]
+            if shown.shape[-1]:
+                self.highest[block.examples, block.heads] += seen.amax(-1).sum(-1)
                 if "map_binarised" in reading.wanted:
-                    self._add_binarised(seen, block, reading)
-
-    def _add_binarised(self, seen: Float[Tensor, "batch head row span"], rows: Places, reading: Reading) -> None:
-        number = reading.segments.visual.sum(1)[:, None, None, None].clamp_min(1)
-        above = (seen > seen.sum(-1, keepdim=True) / number) & rows.real[:, None, :, None]
-        place = (reading.visual.index - reading.span.start).clamp_min(0)
-        counts = above.sum(2).float()
-        self.binarised += counts.gather(2, place[:, None].expand(-1, counts.shape[1], -1)) * reading.visual.real[:, None]
+                    mean = seen.sum(-1, keepdim=True) / shown.sum(-1, keepdim=True).clamp_min(1)
+                    above = (seen > mean) & shown & rows.real[block.examples, None, block.rows, None]
+                    self.binarised[block.examples, block.heads] += above.sum(2)
 
 
 def statistics(sums: Sums, attention: Attention, reading: Reading) -> dict[str, Float[Tensor, "batch head *key"]]:
@@ -124,13 +120,14 @@ def statistics(sums: Sums, attention: Attention, reading: Reading) -> dict[str, 
     rows, text, visual = (part.sum(1)[:, None].clamp_min(1) for part in (segments.answer, segments.text, segments.visual))
     mean = sums.keys / rows[..., None]
     p = sums.elsewhere / rows[..., None] * ~segments.visual[:, None]
-    seen = mean.gather(2, reading.visual.index[:, None].expand(-1, H, -1)) * reading.visual.real[:, None]
-    text_image = (sums.question * reading.visual.real[:, None] + seen * segments.answer.sum(1)[:, None, None]) / text[..., None]
+    at, real = reading.visual.index[:, None].expand(-1, H, -1), reading.visual.real[:, None]
+    seen = mean.gather(2, at) * real
+    text_image = (sums.question * real + seen * segments.answer.sum(1)[:, None, None]) / text[..., None]
     behind = (segments.system | segments.text).sum(1)[:, None].clamp_min(1)
     found = {
         "map": seen,
         "text_image_map": text_image,
-        "map_binarised": sums.binarised / rows[..., None],
+        "map_binarised": sums.binarised.gather(2, (at - reading.span.start).clamp_min(0)) * real / rows[..., None],
         "visual_mass": _mass(mean, segments.visual),
         "text_mass": _mass(mean, segments.text),
         "system_mass": _mass(mean, segments.system),
@@ -147,20 +144,6 @@ def statistics(sums: Sums, attention: Attention, reading: Reading) -> dict[str, 
 
 def _mass(mean: Float[Tensor, "batch head key"], segment: Bool[Tensor, "batch key"]) -> Float[Tensor, "batch head"]:
     return (mean @ segment.float()[:, :, None])[..., 0]
-
-
-def _column_sums(attention: Attention, rows: Places, keys: Places) -> Float[Tensor, "batch head key"]:
-    """sum_i A[i, j] over the rows, block by block; a key that is filled up repeats position 0's."""
-    B, H, C = *attention.query.shape[:2], keys.index.shape[1]
-    total = attention.query.new_zeros(B, H, C, dtype=torch.float32)
-    if not C:
-        return total
-    closed = attention.closed(rows, keys)
-    if closed is not None and closed.everywhere:
-        return total
-    for block in rows.blocks(attention.block_rows(C)):
-        total += attention.probabilities(block, keys).sum(2)
-    return total
 
 
 def _key_variance(attention: Attention, segments: Segments) -> Float[Tensor, "batch head"]:

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from headwise.attention.edits import Edits, drop_heads, editing
+from headwise.attention.layer import Attention, Places
 from headwise.attention.observe import observe, observe_generated
-from headwise.attention.seam import Attention, Places, visiting
+from headwise.attention.seam import visiting
 from headwise.vlm import VLM, Batch, decode_new, encode, generate, stop_ids
 from tests import zoo
 from tests.attention.oracle import QUESTIONS, head_statistics, probe

@@ -5,10 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import pad
 
-from headwise.attention.observe import KNOWN, forward, observe
+from headwise.attention.observe import KNOWN, forward, observe, observe_generated, with_answers
 from headwise.attention.seam import visiting
-from headwise.vlm import VLM, Batch, encode
+from headwise.vlm import VLM, Batch, decode_new, encode, generate_ids, stop_ids
+from headwise.vlm.encoding import TOKEN_TYPES
 from tests import zoo
 from tests.attention.oracle import eager_attentions, head_statistics, key_variance
 from tests.tiny import image
@@ -67,3 +69,28 @@ def test_in_bfloat16(name: str, side: str) -> None:
     worst = largest_differences(vlm, probe(vlm, 2, side))
     del worst["map_binarised"]  # a step: a token at the mean falls on either side of it
     assert max(worst.values()) < 2e-2, worst
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_generated_answer_gives_what_it_gives_teacher_forced(name: str) -> None:
+    vlm = zoo.vlm(name)
+    images = [image(i, SIZES[i]) if vlm.visual_id is not None else None for i in range(3)]
+    prompts = encode(vlm, images, QUESTIONS[:3], padding_side="left")
+    new = generate_ids(vlm, prompts, 6)
+    answers, found = observe_generated(vlm, prompts, 6, KNOWN)
+    assert answers == decode_new(vlm, new)
+    answered = (~torch.isin(new, torch.tensor(sorted(stop_ids(vlm))))).int().cummin(dim=1).values.bool()
+    expected = observe(vlm, followed_by(vlm, prompts, new, answered), KNOWN)
+    for statistic, value in found.scalars.items():
+        np.testing.assert_allclose(value, expected.scalars[statistic], atol=1e-5, err_msg=statistic)
+    for statistic, maps in found.maps.items():
+        for ours, theirs in zip(maps, expected.maps[statistic], strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=statistic)
+
+
+def followed_by(vlm: VLM, prompts: Batch, new: torch.Tensor, answered: torch.Tensor) -> Batch:
+    """The prompts with these very tokens as their answers."""
+    fill = {"attention_mask": 1} | dict.fromkeys(TOKEN_TYPES, vlm.family.answer_type)
+    longer = {n: pad(prompts.inputs[n], (0, new.shape[1]), value=value) for n, value in fill.items() if n in prompts.inputs}
+    longer["input_ids"] = torch.cat([prompts.inputs["input_ids"], new], dim=1)
+    return Batch(prompts.inputs | longer, with_answers(prompts.segments, answered))

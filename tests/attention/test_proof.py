@@ -6,9 +6,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from headwise.attention import proof, seam
+from headwise.attention.layer import Attention
 from headwise.attention.observe import forward
 from headwise.attention.proof import BOUNDS, prove, proved
-from headwise.attention.seam import Attention
 from headwise.observation import EMBEDDED
 from headwise.vlm import FAMILIES, VLM, load_vlm
 from tests import zoo

@@ -3,8 +3,9 @@ import threading
 import pytest
 import torch
 
+from headwise.attention.layer import Attention
 from headwise.attention.observe import forward, observe
-from headwise.attention.seam import NAME, Attention, visiting
+from headwise.attention.seam import NAME, visiting
 from headwise.vlm import VLM, Batch, encode
 from tests.tiny import NUM_LAYERS, image, new_tiny_vlm, tiny_lm, tiny_vlm
 

@@ -13,11 +13,11 @@ from headwise.examples import BadExample
 from headwise.layout import View
 from headwise.vlm import FAMILIES, VLM, encode, generate, load_vlm, revision
 from tests.tiny import (
-    TEMPLATE,
     GRID,
     NUM_HEADS,
     NUM_KV_HEADS,
     NUM_LAYERS,
+    TEMPLATE,
     image,
     new_tiny_lm,
     new_tiny_vlm,

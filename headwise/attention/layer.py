@@ -1,0 +1,230 @@
+"""What one decoder layer computes its attention from, and any part of that attention, computed when it is asked for.
+
+Shapes: B batch, H query head, KV key-value head, G query heads per KV head, Q query, K key, D width, R chosen row, C chosen column.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import product
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+LOWEST = torch.finfo(torch.float32).min
+"""The score of what is masked: finite, so that a row of padding, which may attend to nothing, becomes uniform and not NaN."""
+
+BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+"""How much of the scores is held at once: about what a CPU's cache takes, enough work for a GPU."""
+BLOCK_COLUMNS = 1024
+"""Keys in a block, unless whole rows are needed."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Some positions of each example, filled up with 0 where an example has fewer; `real` tells which count."""
+
+    index: Int[Tensor, "batch place"]
+    real: Bool[Tensor, "batch place"]
+
+    @classmethod
+    def of(cls, segment: Bool[Tensor, "batch token"]) -> "Places":
+        """Where the segment is, in order."""
+        number = segment.sum(1, keepdim=True)
+        index = (~segment).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(number.max())]
+        real = torch.arange(index.shape[1], device=index.device) < number
+        return cls(index.masked_fill(~real, 0), real)
+
+
+@dataclass(frozen=True)
+class FirstBias:
+    """What is added to the scores of one key, the first real token of each example: log gamma in ZeroTuning (arXiv 2505.11739)."""
+
+    bias: Float[Tensor, "batch head"]
+    first: Int[Tensor, "batch"]
+
+
+@dataclass(frozen=True)
+class Closed:
+    """Where rows may not attend, from the first such key on. everywhere: no real row may attend to any real key."""
+
+    start: int
+    places: Bool[Tensor, "batch 1 row key"]
+    everywhere: bool
+
+
+@dataclass(frozen=True)
+class Block:
+    """Which examples, KV heads with their query heads, rows and columns of some entries are computed together."""
+
+    examples: slice
+    kv_heads: slice
+    heads: slice
+    rows: slice
+    columns: slice
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What one decoder layer computes its attention from.
+
+    mask: where a query may attend, None = see `causal`. softcap: scores are c * tanh(score / c) (Gemma 2). known_lse: the kernel's
+    log-sum-exp of each row, None if it gave none.
+    """
+
+    layer: int
+    query: Float[Tensor, "batch head query width"]
+    key: Float[Tensor, "batch kv_head key width"]
+    value: Float[Tensor, "batch kv_head key value_width"]
+    mask: Bool[Tensor, "#batch 1 query key"] | None
+    scaling: float
+    causal: bool
+    softcap: float | None = None
+    first_bias: FirstBias | None = None
+    known_lse: Float[Tensor, "batch head query"] | None = None
+
+    @cached_property
+    def lse(self) -> Float[Tensor, "batch head query"]:
+        """log sum_j exp(score_ij) of every row; with gradients where queries or keys have them, which no kernel gives."""
+        tracked = torch.is_grad_enabled() and (self.query.requires_grad or self.key.requires_grad)
+        if self.known_lse is not None and not tracked:
+            return self.known_lse
+        every = self.entries(self.every_row(), with_lse=False)
+
+        def of_rows(block: Block) -> Tensor:
+            return every.scores(block).logsumexp(dim=-1)
+
+        blocks = every.blocks(all_heads=True)
+        return torch.cat([checkpoint(of_rows, block, use_reentrant=False) if tracked else of_rows(block) for block in blocks], dim=2)
+
+    def every_row(self) -> Places:
+        """All queries."""
+        index = torch.arange(self.query.shape[2], device=self.query.device).expand(len(self.query), -1)
+        return Places(index, torch.ones_like(index, dtype=torch.bool))
+
+    def closed(self, rows: Places, keys: Places | None = None) -> Closed | None:
+        """Where a row may not attend to a key (None: all keys); None if each real row may attend to every real key."""
+        return _closed(self.mask, self.causal, rows, keys, self.key.shape[2])
+
+    def entries(self, rows: Places, keys: Places | None = None, *, with_lse: bool = True) -> "Entries":
+        """The attention of these rows to these keys (None: all keys), not computed yet. Rows that are filled up will be 0; a key that is
+        filled up repeats the entry of position 0.
+        """
+        KV, columns = self.key.shape[1], self.key.shape[2]
+        precise = torch.promote_types(self.query.dtype, torch.float32)
+        query = take(self.query, rows.index).to(precise).unflatten(1, (KV, -1)) * self.scaling
+        key = (self.key if keys is None else take(self.key, keys.index)).to(precise)
+        lse = bias = None
+        if with_lse:
+            lse = self.lse.gather(2, rows.index[:, None].expand(-1, self.query.shape[1], -1))
+            lse = lse.masked_fill(~rows.real[:, None], torch.inf).unflatten(1, (KV, -1))
+        if self.first_bias is not None:
+            at = torch.arange(columns, device=key.device)[None] if keys is None else keys.index
+            bias = (self.first_bias.bias.to(precise), at == self.first_bias.first[:, None])
+        return Entries(query, key, lse, self.softcap, bias, self.closed(rows, keys))
+
+    def probabilities(self, rows: Places, keys: Places | None = None) -> Float[Tensor, "batch head row key"]:
+        """All of these entries at once, in fp32."""
+        entries = self.entries(rows, keys)
+        return torch.cat([entries.probabilities(block) for block in entries.blocks(all_heads=True)], dim=2)
+
+    def column_sums(self, rows: Places, keys: Places) -> Float[Tensor, "batch head key"]:
+        """sum_i A[i, j] over the rows, at these keys; a key that is filled up repeats position 0's."""
+        total = self.query.new_zeros(*self.query.shape[:2], keys.index.shape[1], dtype=torch.float32)
+        closed = self.closed(rows, keys)
+        if total.numel() and rows.index.numel() and not (closed and closed.everywhere):
+            entries = self.entries(rows, keys)
+            for block in entries.blocks():
+                total[block.examples, block.heads, block.columns] += entries.probabilities(block).sum(2)
+        return total
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Some rows and keys of a layer's attention, from which blocks of it are computed in fp32 (or fp64).
+
+    With the log-sum-exp of its row an entry needs no other entry: `exp(score - lse)` (Dao et al. 2022, arXiv 2205.14135, alg. 1). Grouped
+    keys are not repeated: the query heads of a group are further rows of the same product. query: times the scaling. bias: for each head,
+    and at which keys it is added.
+    """
+
+    query: Float[Tensor, "batch kv_head group row width"]
+    key: Float[Tensor, "batch kv_head key width"]
+    lse: Float[Tensor, "batch kv_head group row"] | None
+    softcap: float | None
+    bias: tuple[Float[Tensor, "batch head"], Bool[Tensor, "batch key"]] | None
+    closed: Closed | None
+
+    def blocks(self, *, whole_rows: bool = False, all_heads: bool = False) -> Iterator[Block]:
+        """Blocks of about `BLOCK_BYTES` that cover the entries: of one KV head if that fills them, of more if not."""
+        B, KV, G, R, _ = self.query.shape
+        C = self.key.shape[2]
+        most = BLOCK_BYTES[self.query.device.type] // self.query.element_size()
+        columns = C if whole_rows or all_heads or self.query.device.type != "cpu" else min(C, BLOCK_COLUMNS)
+        kv_heads = KV if all_heads else min(max(most // (G * R * columns), 1), KV)
+        examples = B if all_heads else min(max(most // (KV * G * R * columns), 1), B)
+        rows = max(most // (examples * kv_heads * G * columns), 1)
+        steps = ((B, examples), (KV, kv_heads), (R, rows), (C, columns))
+        for parts in product(*([slice(at, min(at + step, size)) for at in range(0, size, step)] for size, step in steps)):
+            own, kv, r, c = parts
+            yield Block(own, kv, slice(kv.start * G, kv.stop * G), r, c)
+
+    def scores(self, block: Block) -> Float[Tensor, "batch head row key"]:
+        """`q k^T * scaling`, capped, biased and masked, minus the log-sum-exp if it is known."""
+        q = self.query[block.examples, block.kv_heads, :, block.rows]
+        k = self.key[block.examples, block.kv_heads, block.columns]
+        B, KV, G, R, D = q.shape
+        q, k = q.reshape(B * KV, G * R, D), k.reshape(B * KV, -1, D).transpose(1, 2)
+        less = None if self.lse is None else -self.lse[block.examples, block.kv_heads, :, block.rows].reshape(B * KV, G * R, 1)
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(torch.bmm(q, k) / self.softcap)
+            scores = scores if less is None else scores + less
+        else:
+            scores = torch.bmm(q, k) if less is None else torch.baddbmm(less, q, k)
+        scores = scores.view(B, KV * G, R, -1)
+        if self.bias is not None:
+            bias, is_first = self.bias
+            scores = scores + bias[block.examples, block.heads, None, None] * is_first[block.examples, None, None, block.columns]
+        if self.closed is not None and block.columns.stop > self.closed.start:
+            start = max(block.columns.start, self.closed.start)
+            columns = slice(start - self.closed.start, block.columns.stop - self.closed.start)
+            closed = self.closed.places[block.examples, :, block.rows, columns]
+            scores[..., start - block.columns.start :].masked_fill_(closed, LOWEST)
+        return scores
+
+    def probabilities(self, block: Block) -> Float[Tensor, "batch head row key"]:
+        """`exp(score - lse)`."""
+        assert self.lse is not None
+        return self.scores(block).exp_()
+
+
+@lru_cache(maxsize=64)  # the layers of a pass share their masks
+def _closed(mask: Tensor | None, causal: bool, rows: Places, keys: Places | None, num_keys: int) -> Closed | None:
+    every = torch.arange(num_keys, device=rows.index.device)[None]
+    if mask is not None:
+        mask = mask.expand(len(rows.index), *mask.shape[1:])
+        columns = every.expand(len(rows.index), -1) if keys is None else keys.index
+        closed = ~torch.stack([own[:, r[:, None], c] for own, r, c in zip(mask, rows.index, columns, strict=True)])
+    elif causal:
+        closed = ((every if keys is None else keys.index)[:, None] > rows.index[:, :, None])[:, None]
+    else:
+        return None
+    counts = rows.real[:, None, :, None] if keys is None else rows.real[:, None, :, None] & keys.real[:, None, None]
+    if not bool((closed & counts).any()):
+        return None
+    start = int(closed.any(dim=(0, 1, 2)).to(torch.uint8).argmax())
+    return Closed(start, closed[..., start:].contiguous(), everywhere=not bool((~closed & counts).any()))
+
+
+def take(heads: Float[Tensor, "batch head token width"], index: Int[Tensor, "batch place"]) -> Float[Tensor, "batch head place width"]:
+    """Each example's tokens at its places."""
+    if len(heads) == 1:
+        return heads.index_select(2, index[0])
+    return heads.gather(2, index[:, None, :, None].expand(-1, heads.shape[1], -1, heads.shape[3]))
+
+
+def forget_masks() -> None:
+    """Let go of what was kept of the masks of the last passes."""
+    _closed.cache_clear()
