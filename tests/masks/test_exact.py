@@ -5,6 +5,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from headwise.layout import View
 from headwise.masks.exact import exact_masks
 from headwise.masks.quality import MaskQuality
 from headwise.masks.rle import decode
@@ -51,7 +52,7 @@ def test_a_question_without_a_phrase_is_about_no_object_and_a_caption_about_the_
     assert row["reason"] == "no object is meant: the example has no phrase and is no caption"
     assert (row["image"], row["height"], row["width"], row["key"]) == ("images/000.png", HEIGHT, WIDTH, False)
     assert row["object"] is row["phrase"] is row["box"] is row["rle"] is row["area"] is None
-    targets = token_masks(masks, dict.fromkeys(("none", "000-c", "000-q"), (4, 6)), HeadImpact())
+    targets = token_masks(masks, dict.fromkeys(("none", "000-c", "000-q"), (View(4, 6),)), HeadImpact())
     assert set(targets.examples) == {"000-c", "000-q"}
     assert set(targets.left_out) == {"none"}
 
