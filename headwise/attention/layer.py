@@ -18,6 +18,8 @@ LOWEST = torch.finfo(torch.float32).min
 
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 """How much of the scores is held at once: about what a CPU's cache takes, enough work for a GPU."""
+FUSED_KEYS, FUSED_ENTRIES = 128, 1 << 18
+"""From how many keys, and entries of an example over all heads, on the compiled sums of `fused` are faster than blocks."""
 BLOCK_COLUMNS = 1024
 """Keys in a block, unless whole rows are needed."""
 
@@ -131,14 +133,41 @@ class Attention:
         return torch.cat([entries.probabilities(block) for block in entries.blocks(all_heads=True)], dim=2)
 
     def column_sums(self, rows: Places, keys: Places) -> Float[Tensor, "batch head key"]:
-        """sum_i A[i, j] over the rows, at these keys; a key that is filled up repeats position 0's."""
+        """sum_i A[i, j] over the rows, at these keys; at keys that are filled up it means nothing."""
         total = self.query.new_zeros(*self.query.shape[:2], keys.index.shape[1], dtype=torch.float32)
         closed = self.closed(rows, keys)
-        if total.numel() and rows.index.numel() and not (closed and closed.everywhere):
+        if not total.numel() or not rows.index.numel() or (closed and closed.everywhere):
+            return total
+        if self.is_for_fused(rows, keys.index.shape[1]):
+            from headwise.attention.fused import column_sums  # compiled when first imported
+
+            for example in range(len(total)):
+                part = self.part(example, rows, keys)
+                total[example, :, : part[1].shape[1]] = column_sums(*part)
+        else:
             entries = self.entries(rows, keys)
             for block in entries.blocks():
                 total[block.examples, block.heads, block.columns] += entries.probabilities(block).sum(2)
         return total
+
+    def is_for_fused(self, rows: Places, num_keys: int) -> bool:
+        """Whether these entries are plain enough for `fused`, and enough to be worth its start."""
+        plain = self.softcap is None and self.first_bias is None and self.query.dtype != torch.float64
+        tracked = torch.is_grad_enabled() and (self.query.requires_grad or self.key.requires_grad)
+        many = num_keys >= FUSED_KEYS and self.query.shape[1] * rows.index.shape[1] * num_keys >= FUSED_ENTRIES
+        return self.query.device.type == "cpu" and plain and not tracked and many
+
+    def part(self, example: int, rows: Places, keys: Places | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `fused` takes of one example: scaled queries [head row width], keys [kv_head key width], log-sum-exp [head row], and where
+        the last keys are closed [row closed_key].
+        """
+        at = rows.index[example][rows.real[example]]
+        key = self.key[example] if keys is None else self.key[example].index_select(1, keys.index[example][keys.real[example]])
+        query = self.query[example].index_select(1, at).float() * self.scaling
+        closed = self.closed(rows, keys)
+        own = torch.zeros(len(at), 0, dtype=torch.bool) if closed is None else closed.places[example, 0, : len(at)]
+        own = own if closed is None else own[:, : max(key.shape[1] - closed.start, 0)]
+        return query, key.float(), self.lse[example].index_select(1, at), own
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from headwise.attention.layer import Attention, Places
 from headwise.segments import Segments
@@ -80,6 +81,22 @@ class Sums:
 
     def add_answer(self, attention: Attention, reading: Reading, rows: Places) -> None:
         """Rows of the answer, over all keys that they may attend to."""
+        if attention.is_for_fused(rows, attention.key.shape[2]) and "map_binarised" not in reading.wanted:
+            self._add_fused(attention, reading, rows)
+        else:
+            self._add_blocks(attention, reading, rows)
+
+    def _add_fused(self, attention: Attention, reading: Reading, rows: Places) -> None:
+        from headwise.attention.fused import row_sums  # compiled when first imported
+
+        K = attention.key.shape[2]
+        for example, visual in enumerate(pad(reading.segments.visual, (0, K - reading.segments.visual.shape[1]))):
+            keys, elsewhere, highest = row_sums(*attention.part(example, rows), visual)
+            self.keys[example, :, :K] += keys
+            self.elsewhere[example, :, :K] += elsewhere
+            self.highest[example] += highest
+
+    def _add_blocks(self, attention: Attention, reading: Reading, rows: Places) -> None:
         visual = reading.segments.visual[:, reading.span]
         has_holes = not bool(visual.all())
         entries = attention.entries(rows)

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, ProcessorMixin
 
 from headwise.examples import BadExample
 from headwise.layout import Layout
@@ -77,6 +77,7 @@ def _encoded(vlm: VLM, image: Image.Image | None, question: str, answer: str | N
     found, placement = _prompt(vlm, image, question), Placement((), ())
     ids: list[int] = found["input_ids"][0].tolist()
     if image is not None and vlm.family.layout is not None:
+        assert isinstance(vlm.processor, ProcessorMixin)
         placement = vlm.family.layout(vlm.processor, vlm.base.config, (image.height, image.width), found)
     kinds = prompt_kinds([token == vlm.visual_id for token in ids], placement.is_cell)
     own = [] if answer is None else [*_answer(vlm, answer), vlm.end_id]

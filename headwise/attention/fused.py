@@ -1,0 +1,233 @@
+"""Sums over entries of attention on a CPU, each entry computed and added up in the registers: no score is written to memory.
+
+With torch's operators the scores of a block go to the cache and back for every step (product, exponential, sums), which takes two to three
+times as long. Shapes: H query head, KV key-value head, R row, C column, D width; G = H / KV query heads share a KV head's keys.
+"""
+
+import ctypes
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, no_type_check
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32
+from numba import njit
+from torch import Tensor
+from torch.nn.functional import pad
+
+TILE = 256
+"""Columns that are worked on together: their scores for 4 rows, and 4 of their coordinates, fit into a CPU's first cache."""
+ROWS, BLOCK = 4, 32
+"""Rows whose scores are computed together, and rows that a tile of keys serves before the next one is read."""
+LOWEST = np.float32(-126.0)
+SOFT = 1
+"""`omp_pause_soft` of the OpenMP 5.0 specification."""
+SMALLEST = np.float32(2.0**-126)
+"""The smallest normal number and its logarithm."""
+FAST = {"contract", "reassoc", "nsz", "arcp"}
+"""What LLVM may do with sums: fuse and reorder them. It may not assume that nothing is infinite."""
+
+
+@no_type_check
+@njit(fastmath=FAST, nogil=True, inline="always")
+def _exp2(scores: Any, powers: Any, bits: Any, twos: Any) -> None:
+    """powers = 2^scores: the whole part goes into the bits of the exponent, the rest, in [-1/2, 1/2], through a polynomial (3e-7)."""
+    for c in range(TILE):
+        x = max(scores[c], LOWEST)
+        whole = np.floor(x + np.float32(0.5))
+        part = x - whole
+        tail = np.float32(0.0096181291) + part * (np.float32(0.0013333558) + part * np.float32(0.00015403530))
+        tail = np.float32(0.69314718) + part * (np.float32(0.24022651) + part * (np.float32(0.055504109) + part * tail))
+        powers[c] = np.float32(1) + part * tail
+        bits[c] = (np.int32(whole) + np.int32(127)) << np.int32(23)
+    for c in range(TILE):
+        powers[c] *= twos[c]
+
+
+@no_type_check
+@njit(fastmath=FAST, nogil=True, inline="always")
+def _scores(query: Any, row: int, lse: Any, key: Any, scores: Any) -> None:
+    """scores[i] = q_i k - lse_i of four rows from `row` on (the last one again where there are fewer) over a tile of columns."""
+    last = len(query) - 1
+    i, j, m, n = row, min(row + 1, last), min(row + 2, last), min(row + 3, last)
+    a, b, e, f = scores[0], scores[1], scores[2], scores[3]
+    for c in range(TILE):
+        a[c], b[c], e[c], f[c] = -lse[i], -lse[j], -lse[m], -lse[n]
+    for d in range(0, query.shape[1], 4):
+        a0, a1, a2, a3 = query[i, d], query[i, d + 1], query[i, d + 2], query[i, d + 3]
+        b0, b1, b2, b3 = query[j, d], query[j, d + 1], query[j, d + 2], query[j, d + 3]
+        e0, e1, e2, e3 = query[m, d], query[m, d + 1], query[m, d + 2], query[m, d + 3]
+        f0, f1, f2, f3 = query[n, d], query[n, d + 1], query[n, d + 2], query[n, d + 3]
+        for c in range(TILE):
+            k0, k1, k2, k3 = key[d, c], key[d + 1, c], key[d + 2, c], key[d + 3, c]
+            a[c] += a0 * k0 + a1 * k1 + a2 * k2 + a3 * k3
+            b[c] += b0 * k0 + b1 * k1 + b2 * k2 + b3 * k3
+            e[c] += e0 * k0 + e1 * k1 + e2 * k2 + e3 * k3
+            f[c] += f0 * k0 + f1 * k1 + f2 * k2 + f3 * k3
+
+
+@no_type_check
+@njit(fastmath=FAST, nogil=True, cache=True)
+def _add_columns(query: Any, key: Any, lse: Any, closed: Any, start: int, total: Any, thread: int, num_threads: int) -> None:
+    """total[h, tile] = sum of A[h, :, tile], for every num_threads-th tile of a KV head."""
+    (H, R, _), (KV, tiles) = query.shape, key.shape[:2]
+    scores, powers = np.empty((ROWS, TILE), np.float32), np.empty(TILE, np.float32)
+    bits = np.empty(TILE, np.int32)
+    twos, sums = bits.view(np.float32), np.empty(TILE, np.float32)
+    for task in range(thread, KV * tiles, num_threads):
+        kv, tile = task // tiles, task % tiles
+        for h in range(kv * (H // KV), (kv + 1) * (H // KV)):
+            sums[:] = 0
+            for row in range(0, R, ROWS):
+                _scores(query[h], row, lse[h], key[kv, tile], scores)
+                for i in range(min(ROWS, R - row)):
+                    _exp2(scores[i], powers, bits, twos)
+                    _close(powers, closed[row + i], start, tile)
+                    for c in range(TILE):
+                        sums[c] += powers[c]
+            total[h, tile] = sums
+
+
+@no_type_check
+@njit(fastmath=FAST, nogil=True, inline="always")
+def _close(powers: Any, closed: Any, start: int, tile: int) -> None:
+    """0 where the row may not attend; `closed` begins at column `start`, beyond its end everything is closed."""
+    for c in range(max(start - tile * TILE, 0), TILE):
+        at = tile * TILE + c - start
+        if at >= len(closed) or closed[at]:
+            powers[c] = 0
+
+
+@no_type_check
+@njit(fastmath=FAST, nogil=True, cache=True)
+def _add_rows(
+    query: Any,
+    key: Any,
+    lse: Any,
+    closed: Any,
+    start: int,
+    visual: Any,
+    keys: Any,
+    elsewhere: Any,
+    highest: Any,
+    thread: int,
+    num_threads: int,
+) -> None:
+    """keys += A, elsewhere += A / (its sum outside `visual`), highest += its maximum in it, for every num_threads-th block of rows."""
+    (H, R, _), (KV, tiles) = query.shape, key.shape[:2]
+    scores, bits = np.empty((ROWS, TILE), np.float32), np.empty(TILE, np.int32)
+    twos, powers = bits.view(np.float32), np.empty((BLOCK, tiles, TILE), np.float32)
+    shares, tops = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    blocks = (R + BLOCK - 1) // BLOCK
+    for task in range(thread, H * blocks, num_threads):
+        h, first = task // blocks, task % blocks * BLOCK
+        size = min(BLOCK, R - first)
+        for tile in range(tiles):
+            for row in range(0, size, ROWS):
+                _scores(query[h], first + row, lse[h], key[h // (H // KV), tile], scores)
+                for i in range(ROWS):
+                    _exp2(scores[i], powers[row + i, tile], bits, twos)
+        for i in range(size):
+            shares[:] = 0
+            tops[:] = 0
+            for tile in range(tiles):
+                own, shown = powers[i, tile], visual[tile]
+                _close(own, closed[first + i], start, tile)
+                for c in range(TILE):
+                    shares[c] += own[c] * (np.float32(1) - shown[c])
+                    tops[c] = max(tops[c], own[c] * shown[c])
+            highest[h] += tops.max()
+            weight = np.float32(1) / max(shares.sum(), SMALLEST)
+            for tile in range(tiles):
+                own, mine, theirs = powers[i, tile], keys[h, tile], elsewhere[h, tile]
+                for c in range(TILE):
+                    mine[c] += own[c]
+                    theirs[c] += own[c] * weight
+
+
+def column_sums(
+    query: Float[Tensor, "head row width"],
+    key: Float[Tensor, "kv_head key width"],
+    lse: Float[Tensor, "head row"],
+    closed: Bool[Tensor, "row closed_key"],
+) -> Float[Tensor, "head key"]:
+    """sum_i exp(q_i k_j - lse_i), but for the last keys where closed[i] says so."""
+    prepared = _prepared(query, key, lse, closed)
+    total = np.empty((len(query), *prepared[1].shape[1::2]), np.float32)
+    _in_threads(lambda thread, threads: _add_columns(*prepared, total, thread, threads))
+    return _columns(total, key)
+
+
+def row_sums(
+    query: Float[Tensor, "head row width"],
+    key: Float[Tensor, "kv_head key width"],
+    lse: Float[Tensor, "head row"],
+    closed: Bool[Tensor, "row closed_key"],
+    visual: Bool[Tensor, "key"],
+) -> tuple[Float[Tensor, "head key"], Float[Tensor, "head key"], Float[Tensor, "head"]]:
+    """With A as in `column_sums`: sum_i A[i, j]; sum_i A[i, j] / (sum of A[i, j] over keys that are not visual); sum_i of the highest
+    A[i, j] over the visual keys.
+    """
+    prepared = _prepared(query, key, lse, closed)
+    shown = _tiles(visual.float()).numpy()
+    keys, elsewhere = np.zeros((2, torch.get_num_threads(), len(query), *shown.shape), np.float32)
+    highest = np.zeros(keys.shape[:2], np.float32)
+    _in_threads(lambda own, threads: _add_rows(*prepared, shown, keys[own], elsewhere[own], highest[own], own, threads))
+    return _columns(keys.sum(0), key), _columns(elsewhere.sum(0), key), torch.from_numpy(highest.sum(0))
+
+
+def _prepared(query: Tensor, key: Tensor, lse: Tensor, closed: Tensor) -> tuple[Any, Any, Any, Any, int]:
+    """As the kernels take them: powers of 2 for those of e, a multiple of 4 coordinates, keys in tiles [KV, tile, D, TILE]."""
+    fill = (0, -query.shape[2] % 4)
+    powers = pad(query * math.log2(math.e), fill).contiguous()
+    tiles = _tiles(pad(key, fill).transpose(1, 2)).transpose(1, 2).contiguous()
+    return (
+        powers.numpy(),
+        tiles.numpy(),
+        (lse * math.log2(math.e)).contiguous().numpy(),
+        closed.contiguous().numpy(),
+        key.shape[1] - closed.shape[1],
+    )
+
+
+def _tiles(columns: Float[Tensor, "*other column"]) -> Float[Tensor, "*other tile place"]:
+    """The columns in tiles, the last one filled up with 0."""
+    return pad(columns, (0, -columns.shape[-1] % TILE)).unflatten(-1, (-1, TILE))
+
+
+def _columns(tiles: Float32[np.ndarray, "head tile place"], key: Tensor) -> Float[Tensor, "head key"]:
+    return torch.from_numpy(tiles).flatten(1)[:, : key.shape[1]]
+
+
+def _in_threads(kernel: Callable[[int, int], None]) -> None:
+    """The kernel's share for each of torch's threads, with the number of the thread and of all."""
+    threads = torch.get_num_threads()
+    _rest()
+    others = [_pool(threads).submit(kernel, thread, threads) for thread in range(1, threads)]
+    kernel(0, threads)
+    for other in others:
+        other.result()
+
+
+def _rest() -> None:
+    """Let torch's own threads go: they spin for milliseconds after each operator, on the cores that ours need. The next operator starts
+    them again (GNU OpenMP, which torch brings on Linux; elsewhere they stay).
+    """
+    if (pause := _pause()) is not None:
+        pause(SOFT)
+
+
+@cache
+def _pause() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL("libgomp.so.1").omp_pause_resource_all
+    except (OSError, AttributeError):
+        return None
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(threads - 1, 1))
