@@ -36,7 +36,7 @@ FAST = {"contract", "reassoc", "nsz", "arcp"}
 def _exp2(scores: Any, powers: Any, bits: Any, twos: Any) -> None:
     """powers = 2^scores: the whole part goes into the bits of the exponent, the rest, in [-1/2, 1/2], through a polynomial (3e-7)."""
     for c in range(TILE):
-        x = max(scores[c], LOWEST)
+        x = LOWEST if scores[c] < LOWEST else scores[c]  # so that what is no number stays none
         whole = np.floor(x + np.float32(0.5))
         part = x - whole
         tail = np.float32(0.0096181291) + part * (np.float32(0.0013333558) + part * np.float32(0.00015403530))
@@ -44,7 +44,7 @@ def _exp2(scores: Any, powers: Any, bits: Any, twos: Any) -> None:
         powers[c] = np.float32(1) + part * tail
         bits[c] = (np.int32(whole) + np.int32(127)) << np.int32(23)
     for c in range(TILE):
-        powers[c] *= twos[c]
+        powers[c] = np.float32(0) if scores[c] < LOWEST else powers[c] * twos[c]
 
 
 @no_type_check
@@ -116,7 +116,7 @@ def _add_rows(
     thread: int,
     num_threads: int,
 ) -> None:
-    """keys += A, elsewhere += A / (its sum outside `visual`), highest += its maximum in it, for every num_threads-th block of rows."""
+    """keys += A, elsewhere += A / its sum outside `visual`, there, highest += its maximum in it, for every num_threads-th block of rows."""
     (H, R, _), (KV, tiles) = query.shape, key.shape[:2]
     scores, bits = np.empty((ROWS, TILE), np.float32), np.empty(TILE, np.int32)
     twos, powers = bits.view(np.float32), np.empty((BLOCK, tiles, TILE), np.float32)
@@ -142,10 +142,10 @@ def _add_rows(
             highest[h] += tops.max()
             weight = np.float32(1) / max(shares.sum(), SMALLEST)
             for tile in range(tiles):
-                own, mine, theirs = powers[i, tile], keys[h, tile], elsewhere[h, tile]
+                own, shown, mine, theirs = powers[i, tile], visual[tile], keys[h, tile], elsewhere[h, tile]
                 for c in range(TILE):
                     mine[c] += own[c]
-                    theirs[c] += own[c] * weight
+                    theirs[c] += own[c] * (np.float32(1) - shown[c]) * weight
 
 
 def column_sums(
@@ -168,8 +168,8 @@ def row_sums(
     closed: Bool[Tensor, "row closed_key"],
     visual: Bool[Tensor, "key"],
 ) -> tuple[Float[Tensor, "head key"], Float[Tensor, "head key"], Float[Tensor, "head"]]:
-    """With A as in `column_sums`: sum_i A[i, j]; sum_i A[i, j] / (sum of A[i, j] over keys that are not visual); sum_i of the highest
-    A[i, j] over the visual keys.
+    """With A as in `column_sums`: sum_i A[i, j]; at keys that are not visual, sum_i A[i, j] / (sum of A[i, j] over these keys), else 0;
+    sum_i of the highest A[i, j] over the visual keys.
     """
     prepared = _prepared(query, key, lse, closed)
     shown = _tiles(visual.float()).numpy()

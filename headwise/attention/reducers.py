@@ -136,7 +136,7 @@ def statistics(sums: Sums, attention: Attention, reading: Reading) -> dict[str, 
     segments, H = reading.segments, attention.query.shape[1]
     rows, text, visual = (part.sum(1)[:, None].clamp_min(1) for part in (segments.answer, segments.text, segments.visual))
     mean = sums.keys / rows[..., None]
-    p = sums.elsewhere / rows[..., None] * ~segments.visual[:, None]
+    p = (sums.elsewhere / rows[..., None]).masked_fill(segments.visual[:, None], 0)  # there it may be infinite
     at, real = reading.visual.index[:, None].expand(-1, H, -1), reading.visual.real[:, None]
     seen = mean.gather(2, at) * real
     text_image = (sums.question * real + seen * segments.answer.sum(1)[:, None, None]) / text[..., None]

@@ -180,15 +180,17 @@ def test_a_prompt_of_many_blocks_equals_the_oracle() -> None:
     assert_equals_the_oracle(observe(vlm, batch, KNOWN), eager_attentions(vlm, batch), cached_keys(vlm, batch), batch)
 
 
-def test_an_answer_that_looks_only_at_the_image_has_no_entropy_elsewhere() -> None:
-    """The share of the other keys is 0 / 0 there; it must stay finite."""
-    kinds = segments(torch.tensor([[1, 2, 2, 3, 4]]), ((View(1, 2),),))
-    key = torch.zeros(1, 1, 5, 1)
+@pytest.mark.parametrize("entries", [0, 1 << 60])
+def test_an_answer_that_looks_only_at_the_image_has_no_entropy_elsewhere(entries: int) -> None:
+    """The share of the other keys is 0 / 0 there, and the visual keys' would be infinite; all must stay finite."""
+    kinds = segments(torch.tensor([[1, 2, 2, 3, 4, 4, 4, 4, 4, 4]]), ((View(1, 2),),))
+    key = torch.zeros(1, 1, 10, 1)
     key[:, :, 1:3] = 500.0
-    query = torch.ones(1, 1, 5, 1)
+    query = torch.ones(1, 1, 10, 1)
     attention = Attention(0, query, key, key, None, 1.0, True)
-    reading = Reading.of(kinds, frozenset(KNOWN))
-    found = statistics(summed(attention, reading), attention, reading)
+    reading = Reading.of(kinds, frozenset(STORED))
+    with patch.multiple(layer, FUSED_KEYS=entries, FUSED_ENTRIES=entries):
+        found = statistics(summed(attention, reading), attention, reading)
     assert all(bool(tensor.isfinite().all()) for tensor in found.values())
     assert float(found["visual_mass"]) == pytest.approx(1, abs=1e-4)
     assert float(found["nonvisual_entropy"]) == 0
