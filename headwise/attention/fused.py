@@ -18,6 +18,8 @@ from numba import njit
 from torch import Tensor
 from torch.nn.functional import pad
 
+from headwise.attention.layer import Part
+
 TILE = 256
 """Columns that are worked on together: their scores for 4 rows, and 4 of their coordinates, fit into a CPU's first cache."""
 ROWS, BLOCK = 4, 32
@@ -148,49 +150,38 @@ def _add_rows(
                     theirs[c] += own[c] * (np.float32(1) - shown[c]) * weight
 
 
-def column_sums(
-    query: Float[Tensor, "head row width"],
-    key: Float[Tensor, "kv_head key width"],
-    lse: Float[Tensor, "head row"],
-    closed: Bool[Tensor, "row closed_key"],
-) -> Float[Tensor, "head key"]:
-    """sum_i exp(q_i k_j - lse_i), but for the last keys where closed[i] says so."""
-    prepared = _prepared(query, key, lse, closed)
-    total = np.empty((len(query), *prepared[1].shape[1::2]), np.float32)
+def column_sums(part: Part) -> Float[Tensor, "head key"]:
+    """sum_i exp(q_i k_j * scaling - lse_i), but for the last keys where closed[i] says so."""
+    prepared = _prepared(part)
+    total = np.empty((len(part.query), *prepared[1].shape[1::2]), np.float32)
     _in_threads(lambda thread, threads: _add_columns(*prepared, total, thread, threads))
-    return _columns(total, key)
+    return _columns(total, part)
 
 
-def row_sums(
-    query: Float[Tensor, "head row width"],
-    key: Float[Tensor, "kv_head key width"],
-    lse: Float[Tensor, "head row"],
-    closed: Bool[Tensor, "row closed_key"],
-    visual: Bool[Tensor, "key"],
-) -> tuple[Float[Tensor, "head key"], Float[Tensor, "head key"], Float[Tensor, "head"]]:
+def row_sums(part: Part, visual: Bool[Tensor, "key"]) -> tuple[Float[Tensor, "head key"], Float[Tensor, "head key"], Float[Tensor, "head"]]:
     """With A as in `column_sums`: sum_i A[i, j]; at keys that are not visual, sum_i A[i, j] / (sum of A[i, j] over these keys), else 0;
     sum_i of the highest A[i, j] over the visual keys.
     """
-    prepared = _prepared(query, key, lse, closed)
+    prepared = _prepared(part)
     shown = _tiles(visual.float()).numpy()
-    keys, elsewhere = np.zeros((2, torch.get_num_threads(), len(query), *shown.shape), np.float32)
+    keys, elsewhere = np.zeros((2, torch.get_num_threads(), len(part.query), *shown.shape), np.float32)
     highest = np.zeros(keys.shape[:2], np.float32)
     _in_threads(lambda own, threads: _add_rows(*prepared, shown, keys[own], elsewhere[own], highest[own], own, threads))
-    return _columns(keys.sum(0), key), _columns(elsewhere.sum(0), key), torch.from_numpy(highest.sum(0))
+    return _columns(keys.sum(0), part), _columns(elsewhere.sum(0), part), torch.from_numpy(highest.sum(0))
 
 
-def _prepared(query: Tensor, key: Tensor, lse: Tensor, closed: Tensor) -> tuple[Any, Any, Any, Any, int]:
+def _prepared(part: Part) -> tuple[Any, Any, Any, Any, int]:
     """As the kernels take them: powers of 2 for those of e, a multiple of 4 coordinates, keys in tiles [KV, tile, D, TILE]."""
-    fill = (0, -query.shape[2] % 4)
-    powers = pad(query * math.log2(math.e), fill).contiguous()
-    tiles = _tiles(pad(key, fill).transpose(1, 2)).transpose(1, 2).contiguous()
-    return (
-        powers.numpy(),
-        tiles.numpy(),
-        (lse * math.log2(math.e)).contiguous().numpy(),
-        closed.contiguous().numpy(),
-        key.shape[1] - closed.shape[1],
-    )
+    KV, C, D = part.key.shape
+    fill, size = -D % 4, -C % TILE + C
+    query = pad(part.query.float() * (part.scaling * math.log2(math.e)), (0, fill)).contiguous()
+    tiles = torch.zeros(KV, size // TILE, D + fill, TILE)
+    whole = C // TILE * TILE
+    tiles[:, : whole // TILE, :D] = part.key[:, :whole].unflatten(1, (-1, TILE)).transpose(2, 3)
+    if whole < C:
+        tiles[:, -1, :D, : C - whole] = part.key[:, whole:].transpose(1, 2)
+    lse = part.lse * math.log2(math.e)
+    return query.numpy(), tiles.numpy(), lse.contiguous().numpy(), part.closed.contiguous().numpy(), C - part.closed.shape[1]
 
 
 def _tiles(columns: Float[Tensor, "*other column"]) -> Float[Tensor, "*other tile place"]:
@@ -198,8 +189,8 @@ def _tiles(columns: Float[Tensor, "*other column"]) -> Float[Tensor, "*other til
     return pad(columns, (0, -columns.shape[-1] % TILE)).unflatten(-1, (-1, TILE))
 
 
-def _columns(tiles: Float32[np.ndarray, "head tile place"], key: Tensor) -> Float[Tensor, "head key"]:
-    return torch.from_numpy(tiles).flatten(1)[:, : key.shape[1]]
+def _columns(tiles: Float32[np.ndarray, "head tile place"], part: Part) -> Float[Tensor, "head key"]:
+    return torch.from_numpy(tiles).flatten(1)[:, : part.key.shape[1]]
 
 
 def _in_threads(kernel: Callable[[int, int], None]) -> None:

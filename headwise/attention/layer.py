@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -143,7 +144,7 @@ class Attention:
 
             for example in range(len(total)):
                 part = self.part(example, rows, keys)
-                total[example, :, : part[1].shape[1]] = column_sums(*part)
+                total[example, :, : part.key.shape[1]] = column_sums(part)
         else:
             entries = self.entries(rows, keys)
             for block in entries.blocks():
@@ -157,17 +158,33 @@ class Attention:
         many = num_keys >= FUSED_KEYS and self.query.shape[1] * rows.index.shape[1] * num_keys >= FUSED_ENTRIES
         return self.query.device.type == "cpu" and plain and not tracked and many
 
-    def part(self, example: int, rows: Places, keys: Places | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `fused` takes of one example: scaled queries [head row width], keys [kv_head key width], log-sum-exp [head row], and where
-        the last keys are closed [row closed_key].
-        """
+    def part(self, example: int, rows: Places, keys: Places | None = None) -> "Part":
+        """What `fused` takes of one example."""
         at = rows.index[example][rows.real[example]]
-        key = self.key[example] if keys is None else self.key[example].index_select(1, keys.index[example][keys.real[example]])
-        query = self.query[example].index_select(1, at).float() * self.scaling
-        closed = self.closed(rows, keys)
-        own = torch.zeros(len(at), 0, dtype=torch.bool) if closed is None else closed.places[example, 0, : len(at)]
-        own = own if closed is None else own[:, : max(key.shape[1] - closed.start, 0)]
-        return query, key.float(), self.lse[example].index_select(1, at), own
+        key, closed = self.key[example], self.closed(rows, keys)
+        if keys is not None:
+            key = _rows(key, keys.index[example][keys.real[example]])
+        last = torch.zeros(len(at), 0, dtype=torch.bool)
+        if closed is not None:
+            last = closed.places[example, 0, : len(at), : max(key.shape[1] - closed.start, 0)]
+        return Part(_rows(self.query[example], at), key, _rows(self.lse[example], at), last, self.scaling)
+
+
+class Part(NamedTuple):
+    """The attention of one example's rows to some keys, not computed yet. closed: where the last keys are closed to a row."""
+
+    query: Float[Tensor, "head row width"]
+    key: Float[Tensor, "kv_head key width"]
+    lse: Float[Tensor, "head row"]
+    closed: Bool[Tensor, "row closed_key"]
+    scaling: float
+
+
+def _rows(tensor: Tensor, at: Int[Tensor, "place"]) -> Tensor:
+    """Places of the second axis, without a copy where they follow one another."""
+    if len(at) and int(at[-1]) - int(at[0]) == len(at) - 1:
+        return tensor[:, int(at[0]) : int(at[-1]) + 1]
+    return tensor.index_select(1, at)
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class Sums:
 
         K = attention.key.shape[2]
         for example, visual in enumerate(pad(reading.segments.visual, (0, K - reading.segments.visual.shape[1]))):
-            keys, elsewhere, highest = row_sums(*attention.part(example, rows), visual)
+            keys, elsewhere, highest = row_sums(attention.part(example, rows), visual)
             self.keys[example, :, :K] += keys
             self.elsewhere[example, :, :K] += elsewhere
             self.highest[example] += highest

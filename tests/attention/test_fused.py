@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headwise.attention.fused import column_sums, row_sums
+from headwise.attention.layer import Part
 
 SHAPES = st.fixed_dictionaries(
     {
@@ -41,8 +42,8 @@ def test_sums_equal_those_of_the_whole_matrix(shape: dict[str, Any]) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(shape["threads"])
     try:
-        columns = column_sums(query, key, lse, closed)
-        keys, elsewhere, highest = row_sums(query, key, lse, closed, visual)
+        columns = column_sums(Part(query, key, lse, closed, 1.0))
+        keys, elsewhere, highest = row_sums(Part(query, key, lse, closed, 1.0), visual)
     finally:
         torch.set_num_threads(before)
     A = (scores(query, key, closed) - lse.double()[..., None]).exp()
@@ -62,14 +63,14 @@ def test_what_is_broken_in_the_model_shows(broken: float) -> None:
         dict.fromkeys(("kv_heads", "group", "spread"), 1) | {"rows": 5, "keys": 9, "width": 4, "closed": 0, "seed": 0}
     )
     key[0, 3, 2] = broken
-    assert not column_sums(query, key, lse, closed).isfinite().all()
-    assert not row_sums(query, key, lse, closed, visual)[0].isfinite().all()
+    assert not column_sums(Part(query, key, lse, closed, 1.0)).isfinite().all()
+    assert not row_sums(Part(query, key, lse, closed, 1.0), visual)[0].isfinite().all()
 
 
 def test_several_threads_may_ask_at_once() -> None:
-    given_ = inputs({"kv_heads": 3, "group": 3, "rows": 64, "keys": 600, "width": 64, "closed": 0, "seed": 1, "spread": 1})
-    expected, found = column_sums(*given_[:4]), []
-    threads = [threading.Thread(target=lambda: found.append(column_sums(*given_[:4]))) for _ in range(4)]
+    given_ = Part(*inputs({"kv_heads": 3, "group": 3, "rows": 64, "keys": 600, "width": 64, "closed": 0, "seed": 1, "spread": 1})[:4], 1.0)
+    expected, found = column_sums(given_), []
+    threads = [threading.Thread(target=lambda: found.append(column_sums(given_))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
