@@ -43,7 +43,8 @@ def drop_heads(vlm: VLM, heads: Iterable[tuple[int, int]]) -> Edits:
 @contextmanager
 def editing(vlm: VLM, edits: Edits, segments: Segments) -> Iterator[None]:
     """The model with the edits inside the block, for the batch whose segments these are: forward passes, generation, or `observe`, which
-    then sees the biased attention. Raises ValueError if a part is of another shape.
+    then sees the biased attention. With gradient checkpointing, which runs layers again, `backward` belongs inside the block too. Raises
+    ValueError if a part is of another shape.
     """
     shape, batch = (vlm.num_layers, vlm.num_heads), len(segments.first)
     for name, part in (("gates", edits.gates), ("first_bias", edits.first_bias)):

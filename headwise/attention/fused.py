@@ -6,6 +6,7 @@ times as long. Shapes: H query head, KV key-value head, R row, C column, D width
 
 import ctypes
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -14,11 +15,15 @@ from typing import Any, no_type_check
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32
-from numba import njit
+from numba import config, njit
 from torch import Tensor
 from torch.nn.functional import pad
 
 from headwise.attention.layer import Part
+from headwise.files import cache_folder
+
+config.CACHE_DIR = config.CACHE_DIR or str(cache_folder() / "numba")  # pyright: ignore[reportAttributeAccessIssue] - set at import
+"""Where compiled kernels are kept; beside this file, numba's own choice, may be read-only."""
 
 TILE = 256
 """Columns that are worked on together: their scores for 4 rows, and 4 of their coordinates, fit into a CPU's first cache."""
@@ -141,8 +146,9 @@ def _add_rows(
                 for c in range(TILE):
                     shares[c] += own[c] * (np.float32(1) - shown[c])
                     tops[c] = max(tops[c], own[c] * shown[c])
-            highest[h] += tops.max()
-            weight = np.float32(1) / max(shares.sum(), SMALLEST)
+            share = shares.sum()
+            highest[h] += tops.max() + share * np.float32(0)  # no number if the row has none
+            weight = np.float32(1) / max(share, SMALLEST)
             for tile in range(tiles):
                 own, shown, mine, theirs = powers[i, tile], visual[tile], keys[h, tile], elsewhere[h, tile]
                 for c in range(TILE):
@@ -222,3 +228,7 @@ def _pause() -> Callable[[int], int] | None:
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(threads - 1, 1))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # the threads stay with the parent

@@ -46,8 +46,8 @@ def _flash_cpu(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, 
 
 
 def _flash_cuda(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, scaling: float, causal: bool) -> Attended:
-    wider = (0, -query.shape[-1] % NUM_ALIGNED)
-    padded = [pad(heads, wider) for heads in (query, key, value)]
+    width = -query.shape[-1] % NUM_ALIGNED
+    padded = [pad(heads, (0, width)) if width else heads for heads in (query, key, value)]
     output, lse, *_ = ATEN._scaled_dot_product_flash_attention(*padded, 0.0, causal, False, scale=scaling)
     return output[..., : value.shape[-1]], lse[..., : query.shape[2]]
 
@@ -63,9 +63,16 @@ def _efficient_cuda(query: Tensor, key: Tensor, value: Tensor, added: Tensor | N
     return output, lse[..., : query.shape[2]]
 
 
+def _cudnn_cuda(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, scaling: float, causal: bool) -> Attended:
+    """What torch prefers on Hopper and Blackwell."""
+    output, lse, *_ = ATEN._scaled_dot_product_cudnn_attention(query, key, value, added, True, 0.0, causal, False, scale=scaling)
+    return output, lse[..., 0] if lse.ndim == 4 else lse
+
+
 KERNELS: dict[tuple[str, int], Callable[[Tensor, Tensor, Tensor, Tensor | None, float, bool], Attended]] = {
     ("cpu", 1): _flash_cpu,
     ("cuda", 1): _flash_cuda,
     ("cuda", 2): _efficient_cuda,
+    ("cuda", 3): _cudnn_cuda,
 }
 """By device and `torch.nn.attention.SDPBackend`."""

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 LOWEST = torch.finfo(torch.float32).min
-"""The score of what is masked: finite, so that a row of padding, which may attend to nothing, becomes uniform and not NaN."""
+"""The score of what is masked: finite, so that the softmax of a row of padding, which may attend to nothing, is not NaN."""
 
-BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+GPU_BLOCK = 256 << 20
+BLOCK_BYTES = {"cpu": 4 << 20}
 """How much of the scores is held at once: about what a CPU's cache takes, enough work for a GPU."""
 FUSED_KEYS, FUSED_ENTRIES = 128, 1 << 18
 """From how many keys, and entries of an example over all heads, on the compiled sums of `fused` are faster than blocks."""
@@ -88,11 +89,15 @@ class Attention:
     first_bias: FirstBias | None = None
     known_lse: Float[Tensor, "batch head query"] | None = None
 
+    @property
+    def tracked(self) -> bool:
+        """Whether gradients flow to queries or keys."""
+        return torch.is_grad_enabled() and (self.query.requires_grad or self.key.requires_grad)
+
     @cached_property
     def lse(self) -> Float[Tensor, "batch head query"]:
         """log sum_j exp(score_ij) of every row; with gradients where queries or keys have them, which no kernel gives."""
-        tracked = torch.is_grad_enabled() and (self.query.requires_grad or self.key.requires_grad)
-        if self.known_lse is not None and not tracked:
+        if self.known_lse is not None and not self.tracked:
             return self.known_lse
         every = self.entries(self.every_row(), with_lse=False)
 
@@ -100,12 +105,11 @@ class Attention:
             return every.scores(block).logsumexp(dim=-1)
 
         blocks = every.blocks(all_heads=True)
-        return torch.cat([checkpoint(of_rows, block, use_reentrant=False) if tracked else of_rows(block) for block in blocks], dim=2)
+        return torch.cat([checkpoint(of_rows, block, use_reentrant=False) if self.tracked else of_rows(block) for block in blocks], dim=2)
 
     def every_row(self) -> Places:
         """All queries."""
-        index = torch.arange(self.query.shape[2], device=self.query.device).expand(len(self.query), -1)
-        return Places(index, torch.ones_like(index, dtype=torch.bool))
+        return _every(len(self.query), self.query.shape[2], self.query.device)
 
     def closed(self, rows: Places, keys: Places | None = None) -> Closed | None:
         """Where a row may not attend to a key (None: all keys); None if each real row may attend to every real key."""
@@ -134,7 +138,7 @@ class Attention:
         return torch.cat([entries.probabilities(block) for block in entries.blocks(all_heads=True)], dim=2)
 
     def column_sums(self, rows: Places, keys: Places) -> Float[Tensor, "batch head key"]:
-        """sum_i A[i, j] over the rows, at these keys; at keys that are filled up it means nothing."""
+        """sum_i A[i, j] over the rows, at these keys; 0 at keys that are filled up."""
         total = self.query.new_zeros(*self.query.shape[:2], keys.index.shape[1], dtype=torch.float32)
         closed = self.closed(rows, keys)
         if not total.numel() or not rows.index.numel() or (closed and closed.everywhere):
@@ -149,14 +153,18 @@ class Attention:
             entries = self.entries(rows, keys)
             for block in entries.blocks():
                 total[block.examples, block.heads, block.columns] += entries.probabilities(block).sum(2)
-        return total
+        return total.masked_fill_(~keys.real[:, None], 0)  # a key that is filled up may have had any score
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `fused` can compute it: on a CPU, without cap, bias or gradients."""
+        plain = self.softcap is None and self.first_bias is None and self.query.dtype != torch.float64
+        return self.query.device.type == "cpu" and plain and not self.tracked
 
     def is_for_fused(self, rows: Places, num_keys: int) -> bool:
-        """Whether these entries are plain enough for `fused`, and enough to be worth its start."""
-        plain = self.softcap is None and self.first_bias is None and self.query.dtype != torch.float64
-        tracked = torch.is_grad_enabled() and (self.query.requires_grad or self.key.requires_grad)
+        """Whether these entries are for `fused`, and enough to be worth its start."""
         many = num_keys >= FUSED_KEYS and self.query.shape[1] * rows.index.shape[1] * num_keys >= FUSED_ENTRIES
-        return self.query.device.type == "cpu" and plain and not tracked and many
+        return self.is_plain and many
 
     def part(self, example: int, rows: Places, keys: Places | None = None) -> "Part":
         """What `fused` takes of one example."""
@@ -207,7 +215,7 @@ class Entries:
         """Blocks of about `BLOCK_BYTES` that cover the entries: of one KV head if that fills them, of more if not."""
         B, KV, G, R, _ = self.query.shape
         C = self.key.shape[2]
-        most = BLOCK_BYTES[self.query.device.type] // self.query.element_size()
+        most = BLOCK_BYTES.get(self.query.device.type, GPU_BLOCK) // self.query.element_size()
         columns = C if whole_rows or all_heads or self.query.device.type != "cpu" else min(C, BLOCK_COLUMNS)
         kv_heads = KV if all_heads else min(max(most // (G * R * columns), 1), KV)
         examples = B if all_heads else min(max(most // (KV * G * R * columns), 1), B)
@@ -246,7 +254,13 @@ class Entries:
         return self.scores(block).exp_()
 
 
-@lru_cache(maxsize=64)  # the layers of a pass share their masks
+@lru_cache(maxsize=1)
+def _every(examples: int, queries: int, device: torch.device) -> Places:
+    index = torch.arange(queries, device=device).expand(examples, -1)
+    return Places(index, torch.ones_like(index, dtype=torch.bool))
+
+
+@lru_cache(maxsize=12)  # the layers of a pass share their masks
 def _closed(mask: Tensor | None, causal: bool, rows: Places, keys: Places | None, num_keys: int) -> Closed | None:
     every = torch.arange(num_keys, device=rows.index.device)[None]
     if mask is not None:

@@ -73,7 +73,7 @@ def observe_generated(vlm: VLM, batch: Batch, max_new_tokens: int, wanted: Colle
     if bool(batch.segments.answer.any()):
         raise ValueError("the batch has answers: encode it without, they are to be generated")
     reading, tokens = Reading.of(batch.segments, known(wanted)), batch.segments.visual.shape[1]
-    sums, last, fed = dict[int, Sums](), dict[int, Attention](), list[Bool[Tensor, "batch 1"]]()
+    sums, last, fed = dict[int, Sums](), dict[int, Attention](), list[Places]()
 
     def visit(attention: Attention, output: Tensor) -> None:
         layer = attention.layer
@@ -82,14 +82,14 @@ def observe_generated(vlm: VLM, batch: Batch, max_new_tokens: int, wanted: Colle
             sums[layer] = Sums.of(attention, reading, tokens + max_new_tokens)
             sums[layer].add_prompt(attention, reading)
         elif len(fed) <= max_new_tokens:
-            sums[layer].add_answer(attention, reading, Places(torch.zeros_like(fed[-1], dtype=torch.int64), fed[-1]))
+            sums[layer].add_answer(attention, reading, fed[-1])
 
     def note(embedding: nn.Module, arguments: tuple[Tensor]) -> None:
         """Which examples are still answering at this step: the token that is fed is no end."""
         (ids,) = arguments
         if sums:
             going = ~torch.isin(ids, torch.tensor(sorted(stop_ids(vlm)), device=ids.device))
-            fed.append(going & fed[-1] if fed else going)
+            fed.append(Places(torch.zeros_like(ids), going & fed[-1].real if fed else going))
 
     hook = vlm.base.get_input_embeddings().register_forward_pre_hook(note)
     try:
@@ -97,7 +97,7 @@ def observe_generated(vlm: VLM, batch: Batch, max_new_tokens: int, wanted: Colle
             new = generate_ids(vlm, batch, max_new_tokens + 1)  # one more: the last token's row comes when it is fed
     finally:
         hook.remove()
-    answered = torch.cat(fed[:max_new_tokens], dim=1) if fed else new[:, :0].bool()
+    answered = torch.cat([new[:, :0].bool(), *(step.real for step in fed[:max_new_tokens])], dim=1)
     found = Reading.of(with_answers(batch.segments, answered), reading.wanted)
     size = found.segments.visual.shape[1]
     layers = [statistics(sums[layer].cut(size), _first_keys(last[layer], size), found) for layer in sorted(sums)]

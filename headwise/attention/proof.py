@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from headwise.attention.layer import LOWEST, Attention
+from headwise.attention.layer import LOWEST, Attention, Places
 from headwise.attention.observe import Observed, forward, observe
 from headwise.attention.schema import MAPS
 from headwise.attention.seam import set_implementation, visiting
@@ -39,6 +40,9 @@ BOUNDS = {
     "row_sums": Bound(1e-5, 5e-4, "the largest distance of a row's sum from 1"),
     "looking_ahead": Bound(0.0, 0.0, "the largest attention of an answer's row to a later token"),
     "layer_eager": Bound(1e-5, 5e-4, "the largest difference from eager attention on the same layer's queries and keys, in fp32"),
+    "compiled_sums": Bound(
+        1e-5, 1e-5, "the largest difference of a column's mean over all rows, compiled, from the entries' own (on a CPU)"
+    ),
     "model_eager": Bound(1e-5, 2e-2, "the mean over rows of the largest difference from the model's own eager attention"),
     "observed_logits": Bound(1e-5, 1e-1, "what observing changes in the logits, per largest logit; 0 where a kernel of torch serves"),
     "rebuilt_logits": Bound(1e-4, 1e-1, "what changes in the logits, per largest logit, if outputs are rebuilt from what was observed"),
@@ -52,11 +56,12 @@ log-sum-exp that the kernel itself gives."""
 
 
 def proved(vlm: VLM, revision: str) -> dict[str, float]:
-    """`prove`, once for each revision of a model: its figures are kept in the cache folder, also by type and kind of device, the code of
-    this package and the versions of torch and transformers, any of which may change what is computed.
+    """`prove`, once for each revision of a model: its figures are kept in the cache folder, also by type and kind of device, the code that
+    reads attention and prompts, and the versions of the libraries under it, any of which may change what is computed.
     """
-    code = [sha256_file(module) for module in sorted(Path(__file__).parent.glob("*.py"))]
-    parts = (revision, vlm.dtype, vlm.device.type, code, torch.__version__, transformers.__version__)
+    here = Path(__file__).parent
+    code = [sha256_file(module) for folder in (here, here.parent / "vlm", here.parent) for module in sorted(folder.glob("*.py"))]
+    parts = (revision, vlm.dtype, vlm.device.type, code, torch.__version__, transformers.__version__, version("numba"))
     path = cache_folder() / "proofs" / f"{sha256(repr(parts).encode()).hexdigest()[:16]}.json"
     if not path.is_file():
         figures = prove(vlm)
@@ -121,7 +126,7 @@ def _layers(vlm: VLM, batch: Batch) -> tuple[list[Attention], Tensor]:
 def _layer_figures(layers: Sequence[Attention], batch: Batch) -> dict[str, float]:
     """The figures that one layer's queries and keys decide; the largest over the layers."""
     later = torch.ones(batch.segments.real.shape[1], batch.segments.real.shape[1], dtype=torch.bool, device=layers[0].query.device).triu(1)
-    found: dict[str, float] = {"row_sums": 0.0, "looking_ahead": 0.0, "layer_eager": 0.0}
+    found: dict[str, float] = {"row_sums": 0.0, "looking_ahead": 0.0, "layer_eager": 0.0, "compiled_sums": 0.0}
     for attention in layers:
         ours = _probabilities(attention)
         of_answers = (ours * later).transpose(1, 2)[batch.segments.answer]
@@ -129,9 +134,26 @@ def _layer_figures(layers: Sequence[Attention], batch: Batch) -> dict[str, float
             "row_sums": (ours.sum(-1) - 1).abs().transpose(1, 2)[batch.segments.real],
             "looking_ahead": of_answers,
             "layer_eager": _row_distances(_eager(attention), ours, batch),
+            "compiled_sums": _compiled_distance(attention, ours, batch),
         }
-        found = {name: max(found[name], float(values.max())) for name, values in figures.items()}
+        found = {name: _larger(found[name], float(values.max())) for name, values in figures.items()}
     return found
+
+
+def _compiled_distance(attention: Attention, ours: Float[Tensor, "batch head query key"], batch: Batch) -> Tensor:
+    """Over the rows of real tokens: the compiled kernels are the same for any number of them."""
+    if not attention.is_plain:
+        return torch.zeros(1)
+    from headwise.attention.fused import column_sums
+
+    real, rows = batch.segments.real, Places.of(batch.segments.real)
+    sums = torch.stack([column_sums(attention.part(example, rows)) for example in range(len(ours))])
+    return (sums - (ours * real[:, None, :, None]).sum(2)).abs() / real.sum(1)[:, None, None]
+
+
+def _larger(one: float, other: float) -> float:
+    """The larger figure; what is no number stays none, so that the check finds it."""
+    return float(np.maximum(one, other))
 
 
 def _probabilities(attention: Attention) -> Float[Tensor, "batch head query key"]:
@@ -209,11 +231,11 @@ def _apply(probabilities: Float[Tensor, "batch head query key"], attention: Atte
 def _padding(vlm: VLM) -> float:
     both = observe(vlm, _probe(vlm))
     alone = [observe(vlm, _probe(vlm, slice(index, index + 1))) for index in range(len(QUESTIONS))]
-    return max(_difference(both, one, index) for index, one in enumerate(alone))
+    return float(np.max([_difference(both, one, index) for index, one in enumerate(alone)]))
 
 
 def _difference(both: Observed, one: Observed, index: int) -> float:
     """The largest difference of an example's statistics, each relative to the statistic's largest value."""
     pairs = [(both.scalars[name][index], one.scalars[name][0]) for name in one.scalars]
     pairs += [(both.maps[name][index], one.maps[name][0]) for name in MAPS]
-    return max(float(np.abs(a - b).max(initial=0) / max(float(np.abs(b).max(initial=0)), 1e-6)) for a, b in pairs)
+    return float(np.max([np.abs(a - b).max(initial=0) / np.maximum(np.abs(b).max(initial=0), 1e-6) for a, b in pairs]))

@@ -77,7 +77,7 @@ class Sums:
         if LOOKING_BACK in reading.wanted:
             for behind in (reading.system, reading.text):
                 sums = attention.column_sums(reading.visual, behind)
-                self.looked_back += (sums * behind.real[:, None]).sum(-1)
+                self.looked_back += sums.sum(-1)
 
     def add_answer(self, attention: Attention, reading: Reading, rows: Places) -> None:
         """Rows of the answer, over all keys that they may attend to."""
@@ -139,7 +139,7 @@ def statistics(sums: Sums, attention: Attention, reading: Reading) -> dict[str, 
     p = (sums.elsewhere / rows[..., None]).masked_fill(segments.visual[:, None], 0)  # there it may be infinite
     at, real = reading.visual.index[:, None].expand(-1, H, -1), reading.visual.real[:, None]
     seen = mean.gather(2, at) * real
-    text_image = (sums.question * real + seen * segments.answer.sum(1)[:, None, None]) / text[..., None]
+    text_image = (sums.question + seen * segments.answer.sum(1)[:, None, None]) / text[..., None]
     behind = (segments.system | segments.text).sum(1)[:, None].clamp_min(1)
     found = {
         "map": seen,

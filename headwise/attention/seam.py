@@ -58,10 +58,14 @@ def visited_attention(
     assert not causal or query.shape[2] == key.shape[2], "a causal step over a cache comes with a mask"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = getattr(module, "layer_idx")  # noqa: B009
-    attention, output = _computed(Attention(layer, query, key, value, attention_mask, scale, causal, softcap), module)
-    for visitor in _visitors.get():
-        replaced = visitor(attention, output)
-        output = output if replaced is None else replaced
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # as SDPA itself would; what is read of it stays in fp32
+        query, key, value = (heads.to(torch.get_autocast_dtype(device)) for heads in (query, key, value))
+    with torch.autocast(device, enabled=False):
+        attention, output = _computed(Attention(layer, query, key, value, attention_mask, scale, causal, softcap), module)
+        for visitor in _visitors.get():
+            replaced = visitor(attention, output)
+            output = output if replaced is None else replaced
     return output, None
 
 
@@ -106,7 +110,7 @@ def _biased(attention: Attention, output: Output, bias: FirstBias) -> tuple[Atte
     gain = torch.expm1(bias.bias.to(a0.dtype))[:, :, None] * a0
     share = gain.transpose(1, 2)[..., None]
     changed = (output.to(a0.dtype) + share * v0.transpose(1, 2)) / (1 + share)
-    lse = source.lse + torch.log1p(gain.detach())
+    lse = source.lse + torch.log1p(gain)
     return replace(attention, first_bias=bias, known_lse=lse), changed.to(output.dtype)
 
 
@@ -115,8 +119,8 @@ def visiting(vlm: VLM, visitor: Visitor, bias: Callable[[int, Tensor], FirstBias
     """Show the decoder's attention to the visitor inside the block, after those of the blocks around it, with the first token's scores
     biased if so asked; afterwards the model's own implementation is back.
 
-    bias: from a layer and its queries to what is added. Raises ValueError inside another bias, and on a compiled model: its attention
-    is a fixed program that no visitor reaches.
+    bias: from a layer and its queries to what is added. Raises ValueError inside another bias, while another thread visits the model, and
+    on a compiled model: its attention is a fixed program that no visitor reaches.
     """
     if any(isinstance(module, OptimizedModule) or getattr(module, "_compiled_call_impl", None) for module in vlm.model.modules()):
         raise ValueError("the model is compiled (torch.compile), so its attention cannot be read or edited: load it without")
@@ -124,6 +128,8 @@ def visiting(vlm: VLM, visitor: Visitor, bias: Callable[[int, Tensor], FirstBias
         raise ValueError("the scores of the first token are biased already: add the two biases and set their sum")
     before = vlm.text_config._attn_implementation  # pyright: ignore[reportPrivateUsage] - there is no public one
     assert before is not None
+    if before == NAME and not _visitors.get():
+        raise ValueError("another thread reads or edits this model's attention: wait for it, or load the model again for this one")
     set_implementation(vlm, NAME)
     visitors = _visitors.set((*_visitors.get(), visitor))
     biases = _first_bias.set(bias or _first_bias.get())

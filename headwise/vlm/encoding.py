@@ -184,7 +184,9 @@ def generate_ids(vlm: VLM, batch: Batch, max_new_tokens: int) -> Int[Tensor, "ba
 
     The cache keeps every key, also where a sliding window would let go of it, so that a key's place is its token's.
     """
-    greedy = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(stop_ids(vlm)), pad_token_id=vlm.end_id)
+    ends: Any = {"eos_token_id": sorted(stop_ids(vlm)), "pad_token_id": vlm.end_id}
+    plain: Any = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
+    greedy = GenerationConfig(max_new_tokens=max_new_tokens, **plain, **ends)  # all named: the rest comes from the model's own settings
     run: Any = vlm.model.generate
     with torch.no_grad():
         out = run(**batch.inputs, generation_config=greedy, past_key_values=DynamicCache())

@@ -204,3 +204,36 @@ def test_edits_of_another_shape_and_two_biases_are_refused() -> None:
     bias = Edits(first_bias=torch.zeros(NUM_LAYERS, NUM_HEADS))
     with editing(vlm, bias, batch.segments), pytest.raises(ValueError, match="biased already"), editing(vlm, bias, batch.segments):
         pass
+
+
+@pytest.mark.parametrize("at", [0.0, 0.3])
+def test_the_observed_attention_of_a_frozen_model_follows_the_bias(at: float) -> None:
+    """In the first layer neither queries nor keys have gradients: all of it goes through the bias and the log-sum-exp."""
+    vlm = tiny_lm()
+    frozen = in_double(vlm)
+    for parameter in frozen.base.parameters():
+        parameter.requires_grad_(False)
+    batch = probe(frozen, "left")
+    weight = random_heads(3, NUM_HEADS, *[batch.segments.real.shape[1]] * 2).double()
+
+    def read(values: Tensor) -> Tensor:
+        seen: list[Attention] = []
+        with editing(frozen, Edits(first_bias=values), batch.segments), visiting(frozen, lambda attention, output: seen.append(attention)):
+            logits(frozen, batch)
+        found = seen[0].probabilities(seen[0].every_row()) * batch.segments.real[:, None, :, None]
+        return (found * weight).sum()
+
+    values = torch.full((NUM_LAYERS, NUM_HEADS), at, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(read(values), values)
+    for head in range(NUM_HEADS):
+        step = torch.zeros_like(values)
+        step[0, head] = 1e-4
+        with torch.no_grad():
+            expected = float(read(values + step) - read(values - step)) / 2e-4
+        assert float(gradient[0, head]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def in_double(vlm: VLM) -> VLM:
+    base = type(vlm.base)(vlm.base.config).eval()
+    base.load_state_dict(vlm.base.state_dict())
+    return VLM(base.double(), vlm.processor, vlm.family)

@@ -1,16 +1,17 @@
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from headwise.attention import proof, seam
+from headwise.attention import fused, proof, seam
 from headwise.attention.layer import Attention
-from headwise.attention.observe import forward
+from headwise.attention.observe import Observed, forward
 from headwise.attention.proof import BOUNDS, prove, proved
 from headwise.observation import EMBEDDED
-from headwise.vlm import FAMILIES, VLM, load_vlm
+from headwise.vlm import FAMILIES, VLM, Batch, load_vlm
 from tests import zoo
 from tests.attention.oracle import eager_attentions, probe
 from tests.tiny import new_tiny_vlm, processor, tiny_lm, tiny_vlm
@@ -64,6 +65,10 @@ def heads_in_another_order(A: torch.Tensor) -> torch.Tensor:
     return A.flip(1)
 
 
+def no_number(A: torch.Tensor) -> torch.Tensor:
+    return A * torch.nan
+
+
 def one_token_ahead(A: torch.Tensor) -> torch.Tensor:
     return A.roll(1, dims=3)
 
@@ -75,6 +80,7 @@ def one_token_ahead(A: torch.Tensor) -> torch.Tensor:
         (not_normalised, "row_sums"),
         (heads_in_another_order, "layer_eager"),
         (one_token_ahead, "looking_ahead"),
+        (no_number, "row_sums"),
     ],
 )
 def test_a_wrong_reading_is_found_and_named(fault, figure: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,3 +131,22 @@ def test_a_model_that_failed_is_measured_again(monkeypatch: pytest.MonkeyPatch, 
         fault.setattr(Attention, "probabilities", lambda *arguments: not_normalised(right(*arguments)))
         proved(tiny_vlm(), "one")
     assert proved(tiny_vlm(), "one")["row_sums"] < 1e-5
+
+
+def test_statistics_that_are_no_numbers_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = proof.observe
+
+    def broken(vlm: VLM, batch: Batch) -> Observed:
+        found = right(vlm, batch)
+        return Observed(found.maps, found.scalars | {"key_variance": found.scalars["key_variance"] * np.nan}, found.layouts)
+
+    monkeypatch.setattr(proof, "observe", broken)
+    with pytest.raises(ValueError, match="padding = nan"):
+        prove(tiny_vlm())
+
+
+def test_compiled_sums_that_are_wrong_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = fused.column_sums
+    monkeypatch.setattr(fused, "column_sums", lambda part: right(part) * 1.001)
+    with pytest.raises(ValueError, match="compiled_sums = "):
+        prove(tiny_vlm())

@@ -199,3 +199,17 @@ def test_an_answer_that_looks_only_at_the_image_has_no_entropy_elsewhere(entries
 def test_unknown_statistics_are_refused() -> None:
     with pytest.raises(ValueError, match="no statistic 'mass'; there are map, "):
         observe(tiny_vlm(), probe(tiny_vlm(), "left"), ["map", "mass"])
+
+
+def test_a_key_that_is_filled_up_counts_nothing_whatever_its_score() -> None:
+    """Filled-up places point at the first token: padding, whose key may be of any size."""
+    kinds = segments(torch.tensor([[0, 2, 2, 3, 4], [1, 2, 3, 4, 4]]), ((View(1, 2),), (View(1, 1),)))
+    random = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(2, 1, 5, 4, generator=random) for _ in range(2))
+    key[1, :, 0] = 1e4 * query[1, :, 2]
+    query[1, :, 0] = key[1, :, 0]
+    mask = random_mask(torch.tensor([[0, 2, 2, 3, 4], [0, 2, 3, 4, 4]]), "causal")
+    attention = Attention(0, query, key, key, mask, 1.0, False)
+    reading = Reading.of(kinds, frozenset(STORED))
+    found = statistics(summed(attention, reading), attention, reading)
+    assert all(bool(tensor.isfinite().all()) for tensor in found.values())

@@ -105,3 +105,34 @@ def test_a_dropped_attention_and_a_mask_of_numbers_are_refused() -> None:
     vlm.base.train()
     with pytest.raises(ValueError, match=r"drops attention at random \(dropout 0.1\)"):
         observe(vlm, batch)
+
+
+def test_a_model_that_another_thread_visits_is_refused() -> None:
+    vlm, refused = new_tiny_vlm(), []
+
+    def visit() -> None:
+        try:
+            observe(vlm, encode(vlm, [image(0)], ["What?"], ["red"]))
+        except ValueError as error:
+            refused.append(str(error))
+
+    with visiting(vlm, lambda attention, output: None):
+        thread = threading.Thread(target=visit)
+        thread.start()
+        thread.join()
+    assert len(refused) == 1
+    assert "another thread reads or edits" in refused[0]
+    assert vlm.text_config._attn_implementation == "sdpa"
+
+
+def test_under_autocast_the_output_is_the_models_own_and_what_is_read_stays_exact() -> None:
+    vlm = tiny_vlm()
+    seen: list[Attention] = []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = logits(vlm)
+        with visiting(vlm, lambda attention, output: seen.append(attention)):
+            assert torch.equal(logits(vlm), plain)
+        found = observe(vlm, encode(vlm, [image(0)], ["What colour?"], ["red"]))
+    assert seen[0].query.dtype == torch.bfloat16
+    assert seen[0].probabilities(seen[0].every_row()).dtype == torch.float32
+    assert abs(sum(found.scalars[name] for name in ("visual_mass", "text_mass", "system_mass")) - 1).max() < 1e-3
