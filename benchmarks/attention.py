@@ -3,8 +3,9 @@
 `python benchmarks/attention.py [TOKENS ...]` prints one JSON line last. Variants: plain; answer_rows and all = Headwise with the statistics
 of the answer's rows, and with all; eager = transformers' `output_attentions`; nnsight = hooks that keep the mean of the answer's rows. On a
 CPU the decoder of SmolLM2-135M's shape in fp32; on a GPU one of a 7B model's shape in bfloat16. Random weights, no output matrix. Of the
-prompt 5 % are the answer, 20 % text with it, the rest visual tokens; another row has 50 % text. Times are medians of runs that alternate
-with the plain one's; memory is each variant's peak in a process of its own. A variant that does not fit into memory is null.
+prompt 5 % are the answer, 20 % text with it, the rest visual tokens; another row has 50 % text. Times are medians of pairs: each run of a
+variant is divided by a plain run right before it. Memory is each variant's peak in a process of its own. A variant that does not fit into
+memory is null.
 """
 
 import argparse
@@ -121,13 +122,13 @@ def fits(variant: str, vlm: VLM, tokens: int) -> bool:
 
 
 def time_ratios(vlm: VLM, tokens: int, text: float, variants: tuple[str, ...], runs: int) -> dict[str, float]:
-    """Each variant's time over plain's, median of rounds."""
-    every = passes(vlm, tokens, text)
+    """Each variant's time over plain's, median of pairs."""
+    every, device = passes(vlm, tokens, text), vlm.device.type
     for variant in ("plain", *variants):
         if variant not in SLOW:
             every[variant]()
-    rounds = [{variant: seconds(every[variant], vlm.device.type) for variant in ("plain", *variants)} for _ in range(runs)]
-    return {variant: statistics.median(times[variant] / times["plain"] for times in rounds) for variant in variants}
+    pairs = [(variant, seconds(every["plain"], device), seconds(every[variant], device)) for _ in range(runs) for variant in variants]
+    return {variant: statistics.median(own / plain for name, plain, own in pairs if name == variant) for variant in variants}
 
 
 def peak_bytes(variant: str, tokens: int, text: float, dtype: str) -> int:

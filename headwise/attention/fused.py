@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
 import torch
@@ -36,6 +36,19 @@ SMALLEST = np.float32(2.0**-126)
 """The smallest normal number and its logarithm."""
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 """What LLVM may do with sums: fuse and reorder them. It may not assume that nothing is infinite."""
+
+
+class Tiled(NamedTuple):
+    """A `Part` as the kernels take it: powers of 2 for those of e, a multiple of 4 coordinates, keys in tiles that are filled up with 0.
+
+    closed: where the last keys, from `start` on, are closed to a row.
+    """
+
+    query: Float32[np.ndarray, "head row width"]
+    key: Float32[np.ndarray, "kv_head tile width place"]
+    lse: Float32[np.ndarray, "head row"]
+    closed: Bool[np.ndarray, "row closed_key"]
+    start: int
 
 
 @no_type_check
@@ -78,8 +91,9 @@ def _scores(query: Any, row: int, lse: Any, key: Any, scores: Any) -> None:
 
 @no_type_check
 @njit(fastmath=FAST, nogil=True, cache=True)
-def _add_columns(query: Any, key: Any, lse: Any, closed: Any, start: int, total: Any, thread: int, num_threads: int) -> None:
+def _add_columns(part: Any, total: Any, thread: int, num_threads: int) -> None:
     """total[h, tile] = sum of A[h, :, tile], for every num_threads-th tile of a KV head."""
+    query, key, lse, closed, start = part
     (H, R, _), (KV, tiles) = query.shape, key.shape[:2]
     scores, powers = np.empty((ROWS, TILE), np.float32), np.empty(TILE, np.float32)
     bits = np.empty(TILE, np.int32)
@@ -110,20 +124,9 @@ def _close(powers: Any, closed: Any, start: int, tile: int) -> None:
 
 @no_type_check
 @njit(fastmath=FAST, nogil=True, cache=True)
-def _add_rows(
-    query: Any,
-    key: Any,
-    lse: Any,
-    closed: Any,
-    start: int,
-    visual: Any,
-    keys: Any,
-    elsewhere: Any,
-    highest: Any,
-    thread: int,
-    num_threads: int,
-) -> None:
+def _add_rows(part: Any, visual: Any, keys: Any, elsewhere: Any, highest: Any, thread: int, num_threads: int) -> None:
     """keys += A, elsewhere += A / its sum outside `visual`, there, highest += its maximum in it, for every num_threads-th block of rows."""
+    query, key, lse, closed, start = part
     (H, R, _), (KV, tiles) = query.shape, key.shape[:2]
     scores, bits = np.empty((ROWS, TILE), np.float32), np.empty(TILE, np.int32)
     twos, powers = bits.view(np.float32), np.empty((BLOCK, tiles, TILE), np.float32)
@@ -158,9 +161,9 @@ def _add_rows(
 
 def column_sums(part: Part) -> Float[Tensor, "head key"]:
     """sum_i exp(q_i k_j * scaling - lse_i), but for the last keys where closed[i] says so."""
-    prepared = _prepared(part)
-    total = np.empty((len(part.query), *prepared[1].shape[1::2]), np.float32)
-    _in_threads(lambda thread, threads: _add_columns(*prepared, total, thread, threads))
+    tiled = _tiled(part)
+    total = np.empty((len(part.query), *tiled.key.shape[1::2]), np.float32)
+    _in_threads(lambda thread, threads: _add_columns(tiled, total, thread, threads))
     return _columns(total, part)
 
 
@@ -168,16 +171,15 @@ def row_sums(part: Part, visual: Bool[Tensor, "key"]) -> tuple[Float[Tensor, "he
     """With A as in `column_sums`: sum_i A[i, j]; at keys that are not visual, sum_i A[i, j] / (sum of A[i, j] over these keys), else 0;
     sum_i of the highest A[i, j] over the visual keys.
     """
-    prepared = _prepared(part)
+    tiled = _tiled(part)
     shown = _tiles(visual.float()).numpy()
     keys, elsewhere = np.zeros((2, torch.get_num_threads(), len(part.query), *shown.shape), np.float32)
     highest = np.zeros(keys.shape[:2], np.float32)
-    _in_threads(lambda own, threads: _add_rows(*prepared, shown, keys[own], elsewhere[own], highest[own], own, threads))
+    _in_threads(lambda own, threads: _add_rows(tiled, shown, keys[own], elsewhere[own], highest[own], own, threads))
     return _columns(keys.sum(0), part), _columns(elsewhere.sum(0), part), torch.from_numpy(highest.sum(0))
 
 
-def _prepared(part: Part) -> tuple[Any, Any, Any, Any, int]:
-    """As the kernels take them: powers of 2 for those of e, a multiple of 4 coordinates, keys in tiles [KV, tile, D, TILE]."""
+def _tiled(part: Part) -> Tiled:
     KV, C, D = part.key.shape
     fill, size = -D % 4, -C % TILE + C
     query = pad(part.query.float() * (part.scaling * math.log2(math.e)), (0, fill)).contiguous()
@@ -187,7 +189,8 @@ def _prepared(part: Part) -> tuple[Any, Any, Any, Any, int]:
     if whole < C:
         tiles[:, -1, :D, : C - whole] = part.key[:, whole:].transpose(1, 2)
     lse = part.lse * math.log2(math.e)
-    return query.numpy(), tiles.numpy(), lse.contiguous().numpy(), part.closed.contiguous().numpy(), C - part.closed.shape[1]
+    closed = part.closed.contiguous().numpy()
+    return Tiled(query.numpy(), tiles.numpy(), lse.contiguous().numpy(), closed, C - closed.shape[1])
 
 
 def _tiles(columns: Float[Tensor, "*other column"]) -> Float[Tensor, "*other tile place"]:

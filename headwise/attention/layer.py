@@ -121,8 +121,12 @@ class Attention:
         """
         KV, columns = self.key.shape[1], self.key.shape[2]
         precise = torch.promote_types(self.query.dtype, torch.float32)
-        query = take(self.query, rows.index).to(precise).unflatten(1, (KV, -1)) * self.scaling
+        query = take(self.query, rows.index).to(precise).unflatten(1, (KV, -1))
         key = (self.key if keys is None else take(self.key, keys.index)).to(precise)
+        if query.numel() < key.numel():
+            query = query * self.scaling
+        else:
+            key = key * self.scaling
         lse = bias = None
         if with_lse:
             lse = self.lse.gather(2, rows.index[:, None].expand(-1, self.query.shape[1], -1))
@@ -189,8 +193,8 @@ class Part(NamedTuple):
 
 
 def _rows(tensor: Tensor, at: Int[Tensor, "place"]) -> Tensor:
-    """Places of the second axis, without a copy where they follow one another."""
-    if len(at) and int(at[-1]) - int(at[0]) == len(at) - 1:
+    """Places of the second axis, on a CPU without a copy where they follow one another (a GPU would have to be waited for to know)."""
+    if at.is_cpu and len(at) and int(at[-1]) - int(at[0]) == len(at) - 1:
         return tensor[:, int(at[0]) : int(at[-1]) + 1]
     return tensor.index_select(1, at)
 
@@ -200,8 +204,8 @@ class Entries:
     """Some rows and keys of a layer's attention, from which blocks of it are computed in fp32 (or fp64).
 
     With the log-sum-exp of its row an entry needs no other entry: `exp(score - lse)` (Dao et al. 2022, arXiv 2205.14135, alg. 1). Grouped
-    keys are not repeated: the query heads of a group are further rows of the same product. query: times the scaling. bias: for each head,
-    and at which keys it is added.
+    keys are not repeated: the query heads of a group are further rows of the same product. query or key, whichever is smaller: times the
+    scaling. bias: for each head, and at which keys it is added.
     """
 
     query: Float[Tensor, "batch kv_head group row width"]
@@ -281,7 +285,7 @@ def _closed(mask: Tensor | None, causal: bool, rows: Places, keys: Places | None
 def take(heads: Float[Tensor, "batch head token width"], index: Int[Tensor, "batch place"]) -> Float[Tensor, "batch head place width"]:
     """Each example's tokens at its places."""
     if len(heads) == 1:
-        return heads.index_select(2, index[0])
+        return _rows(heads[0], index[0])[None]
     return heads.gather(2, index[:, None, :, None].expand(-1, heads.shape[1], -1, heads.shape[3]))
 
 
