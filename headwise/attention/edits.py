@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwise.attention.layer import Attention, FirstBias
+from headwise.attention.layer import Attention, FirstBias, Places
 from headwise.attention.seam import visiting
 from headwise.segments import Segments
 from headwise.vlm import VLM
@@ -51,6 +51,7 @@ def editing(vlm: VLM, edits: Edits, segments: Segments) -> Iterator[None]:
         if part is not None and part.shape not in (shape, (batch, *shape)):
             raise ValueError(f"{name} of shape {tuple(part.shape)}: {shape} or {(batch, *shape)} is needed")
     gates, first_bias = edits.gates, edits.first_bias
+    first = Places(segments.first[:, None], torch.ones_like(segments.first[:, None], dtype=torch.bool))
 
     def gate(attention: Attention, output: Tensor) -> Tensor | None:
         if gates is None:
@@ -60,7 +61,7 @@ def editing(vlm: VLM, edits: Edits, segments: Segments) -> Iterator[None]:
 
     def bias(layer: int, query: Tensor) -> FirstBias:
         assert first_bias is not None
-        return FirstBias(first_bias[..., layer, :].expand(len(query), -1), segments.first)
+        return FirstBias(first_bias[..., layer, :].expand(len(query), -1), first)
 
     with visiting(vlm, gate, bias if first_bias is not None else None):
         yield

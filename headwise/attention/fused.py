@@ -131,6 +131,7 @@ def _add_rows(part: Any, visual: Any, keys: Any, elsewhere: Any, highest: Any, t
     scores, bits = np.empty((ROWS, TILE), np.float32), np.empty(TILE, np.int32)
     twos, powers = bits.view(np.float32), np.empty((BLOCK, tiles, TILE), np.float32)
     shares, tops = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    num_shown = visual.sum(axis=1)
     blocks = (R + BLOCK - 1) // BLOCK
     for task in range(thread, H * blocks, num_threads):
         h, first = task // blocks, task % blocks * BLOCK
@@ -146,17 +147,22 @@ def _add_rows(part: Any, visual: Any, keys: Any, elsewhere: Any, highest: Any, t
             for tile in range(tiles):
                 own, shown = powers[i, tile], visual[tile]
                 _close(own, closed[first + i], start, tile)
-                for c in range(TILE):
-                    shares[c] += own[c] * (np.float32(1) - shown[c])
-                    tops[c] = max(tops[c], own[c] * shown[c])
+                if num_shown[tile] < TILE:
+                    for c in range(TILE):
+                        shares[c] += own[c] * (np.float32(1) - shown[c])
+                if num_shown[tile] > 0:
+                    for c in range(TILE):
+                        tops[c] = max(tops[c], own[c] * shown[c])
             share = shares.sum()
-            highest[h] += tops.max() + share * np.float32(0)  # no number if the row has none
+            highest[h] += tops.max() + lse[h, first + i] * np.float32(0)  # no number if the row has one that is none
             weight = np.float32(1) / max(share, SMALLEST)
             for tile in range(tiles):
                 own, shown, mine, theirs = powers[i, tile], visual[tile], keys[h, tile], elsewhere[h, tile]
                 for c in range(TILE):
                     mine[c] += own[c]
-                    theirs[c] += own[c] * (np.float32(1) - shown[c]) * weight
+                if num_shown[tile] < TILE:
+                    for c in range(TILE):
+                        theirs[c] += own[c] * (np.float32(1) - shown[c]) * weight
 
 
 def column_sums(part: Part) -> Float[Tensor, "head key"]:

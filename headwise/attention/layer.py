@@ -47,7 +47,7 @@ class FirstBias:
     """What is added to the scores of one key, the first real token of each example: log gamma in ZeroTuning (arXiv 2505.11739)."""
 
     bias: Float[Tensor, "batch head"]
-    first: Int[Tensor, "batch"]
+    first: Places
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Attention:
             lse = lse.masked_fill(~rows.real[:, None], torch.inf).unflatten(1, (KV, -1))
         if self.first_bias is not None:
             at = torch.arange(columns, device=key.device)[None] if keys is None else keys.index
-            bias = (self.first_bias.bias.to(precise), at == self.first_bias.first[:, None])
+            bias = (self.first_bias.bias.to(precise), at == self.first_bias.first.index)
         return Entries(query, key, lse, self.softcap, bias, self.closed(rows, keys))
 
     def probabilities(self, rows: Places, keys: Places | None = None) -> Float[Tensor, "batch head row key"]:
@@ -204,8 +204,8 @@ class Entries:
     """Some rows and keys of a layer's attention, from which blocks of it are computed in fp32 (or fp64).
 
     With the log-sum-exp of its row an entry needs no other entry: `exp(score - lse)` (Dao et al. 2022, arXiv 2205.14135, alg. 1). Grouped
-    keys are not repeated: the query heads of a group are further rows of the same product. query or key, whichever is smaller: times the
-    scaling. bias: for each head, and at which keys it is added.
+    keys are not repeated, unless they are few: the query heads of a group are further rows of the same product. query or key, whichever is
+    smaller: times the scaling. bias: for each head, and at which keys it is added.
     """
 
     query: Float[Tensor, "batch kv_head group row width"]
@@ -234,6 +234,8 @@ class Entries:
         q = self.query[block.examples, block.kv_heads, :, block.rows]
         k = self.key[block.examples, block.kv_heads, block.columns]
         B, KV, G, R, D = q.shape
+        if k.shape[2] < R:  # a key for each of its query heads is less to copy than the queries of a group under one another
+            KV, G, k = KV * G, 1, k.repeat_interleave(G, dim=1)
         q, k = q.reshape(B * KV, G * R, D), k.reshape(B * KV, -1, D).transpose(1, 2)
         less = None if self.lse is None else -self.lse[block.examples, block.kv_heads, :, block.rows].reshape(B * KV, G * R, 1)
         if self.softcap is not None:

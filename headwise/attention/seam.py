@@ -19,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from headwise.attention.kernels import attend
-from headwise.attention.layer import Attention, FirstBias, Places, forget_masks, take
+from headwise.attention.layer import Attention, FirstBias, forget_masks, take
 from headwise.vlm import VLM
 
 NAME = "headwise"
@@ -102,11 +102,10 @@ def _biased(attention: Attention, output: Output, bias: FirstBias) -> tuple[Atte
     """With a0 the attention to the first token and gamma = exp(bias): `o' = (o + (gamma-1) a0 v0) / (1 + (gamma-1) a0)`, which is what
     adding the bias to its score gives, on any kernel. Gradients through a0 are multiplied by gamma - 1, so at 0 they need not be followed.
     """
-    first = Places(bias.first[:, None], torch.ones_like(bias.first[:, None], dtype=torch.bool))
     source = attention if bool(bias.bias.any()) else replace(attention, query=attention.query.detach(), key=attention.key.detach())
-    a0 = source.probabilities(attention.every_row(), first)[..., 0]
+    a0 = source.probabilities(attention.every_row(), bias.first)[..., 0]
     group = attention.query.shape[1] // attention.value.shape[1]
-    v0 = take(attention.value, first.index).to(a0.dtype).repeat_interleave(group, dim=1)
+    v0 = take(attention.value, bias.first.index).to(a0.dtype).repeat_interleave(group, dim=1)
     gain = torch.expm1(bias.bias.to(a0.dtype))[:, :, None] * a0
     share = gain.transpose(1, 2)[..., None]
     changed = (output.to(a0.dtype) + share * v0.transpose(1, 2)) / (1 + share)

@@ -34,7 +34,8 @@ def load_vlm(source: str | Path, *, adapter: Path | None = None, dtype: Dtype = 
     """Load a transformers folder, a model of the Hugging Face Hub, or `headwise-smol`, with a PEFT adapter on it if one is given.
 
     dtype `auto` is bfloat16 where the hardware multiplies it (CUDA, CPUs with AMX or AVX512-BF16), else float32. Code that comes with a
-    model is never run. Raises ValueError if the source cannot be read, its family is unknown, or the adapter is no PEFT folder.
+    model is never run. Raises ValueError if the source cannot be read, its family is unknown, its processor lacks a setting, or the
+    adapter is no PEFT folder.
     """
     path = model_path(source)
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
@@ -52,6 +53,9 @@ def load_vlm(source: str | Path, *, adapter: Path | None = None, dtype: Dtype = 
         raise ValueError(f"{source}: neither a folder with a model nor one that can be downloaded ({reason})") from error
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"{source}: the weights lack {len(missing)} tensors of the model, the first is {missing[0]}")
+    if getattr(processor, "patch_size", 0) is None:
+        side = config.vision_config.patch_size
+        raise ValueError(f"{source}: its processor does not know how many tokens an image takes: save it with patch_size={side}")
     model.to(where).eval()
     vlm = VLM(model, processor, family)
     return vlm if adapter is None else adapt(vlm, adapter)

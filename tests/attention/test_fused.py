@@ -1,4 +1,8 @@
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +20,9 @@ SHAPES = st.fixed_dictionaries(
         **{"seed": st.integers(0, 2**20), "spread": st.sampled_from([0.1, 1.0, 5.0])},
     }
 )
+
+
+SMALL = dict.fromkeys(("kv_heads", "group", "spread"), 1) | {"rows": 5, "keys": 9, "width": 4, "closed": 0, "seed": 0}
 
 
 def inputs(shape: dict[str, Any]) -> tuple[torch.Tensor, ...]:
@@ -59,12 +66,35 @@ def test_sums_equal_those_of_the_whole_matrix(shape: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_what_is_broken_in_the_model_shows(broken: float) -> None:
-    query, key, lse, closed, visual = inputs(
-        dict.fromkeys(("kv_heads", "group", "spread"), 1) | {"rows": 5, "keys": 9, "width": 4, "closed": 0, "seed": 0}
-    )
+    query, key, _, closed, visual = inputs(SMALL)
     key[0, 3, 2] = broken
+    lse = scores(query, key, closed).logsumexp(-1).float()
     assert not column_sums(Part(query, key, lse, closed, 1.0)).isfinite().all()
-    assert not row_sums(Part(query, key, lse, closed, 1.0), visual)[0].isfinite().all()
+    keys, _, highest = row_sums(Part(query, key, lse, closed, 1.0), visual)
+    assert not keys.isfinite().all()
+    assert not highest.isfinite().all()
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    script = """
+import os, torch
+from headwise.attention.fused import column_sums
+from headwise.attention.layer import Part
+torch.set_num_threads(2)
+part = Part(torch.zeros(1, 4, 4), torch.zeros(1, 300, 4), torch.zeros(1, 4), torch.zeros(4, 0, dtype=torch.bool), 1.0)
+column_sums(part)
+child = os.fork()
+if not child:
+    os._exit(0 if bool((column_sums(part) == 4).all()) else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)
+
+
+def test_compiled_kernels_are_kept_in_the_cache_folder(tmp_path: Path) -> None:
+    script = "import tests.attention.test_fused as t; t.column_sums(t.Part(*t.inputs(t.SMALL)[:4], 1.0))"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300, env=os.environ | {"HEADWISE_CACHE": str(tmp_path)})
+    assert list((tmp_path / "numba").rglob("*._add_columns-*.nbc"))
 
 
 def test_several_threads_may_ask_at_once() -> None:

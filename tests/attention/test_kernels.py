@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend
 from torch.nn.functional import scaled_dot_product_attention
 
 from headwise.attention import kernels
@@ -60,14 +61,18 @@ def test_the_same_on_a_gpu(kind: str, width: int) -> None:
     check(query, key, value, mask if kind == "mask" else None, kind == "causal")
 
 
-@pytest.mark.parametrize("kind", ["causal", "mask"])
-def test_cudas_kernels_are_called_as_torch_declares_them(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("backend", "masked"), [("flash", False), ("efficient", False), ("efficient", True), ("cudnn", False), ("cudnn", True)]
+)
+def test_cudas_kernels_are_called_as_torch_declares_them(backend: str, masked: bool) -> None:
     """Without a GPU: shapes and types alone, through torch's own descriptions of the kernels."""
+    choice = {"flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}[
+        backend
+    ]
     with FakeTensorMode():
         query, key = (torch.empty(2, heads, 33, 44, dtype=torch.bfloat16, device="cuda") for heads in (6, 3))
-        added = None if kind == "causal" else additive(torch.ones(2, 1, 33, 33, dtype=torch.bool, device="cuda"), torch.bfloat16)
-        kernel = kernels.KERNELS["cuda", 1 if added is None else 2]
-        output, lse = kernel(query, key, key, added, 0.3, added is None)
+        added = additive(torch.ones(2, 1, 33, 33, dtype=torch.bool, device="cuda"), torch.bfloat16) if masked else None
+        output, lse = kernels.KERNELS["cuda", choice.value](query, key, key, added, 0.3, added is None)
     assert (output.shape, output.dtype) == (query.shape, query.dtype)
     assert (lse.shape, lse.dtype) == (query.shape[:3], torch.float32)
 

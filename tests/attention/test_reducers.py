@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from headwise.attention import layer
 from headwise.attention.kernels import attend
+from headwise.attention.layer import Attention, FirstBias, Places
 from headwise.attention.observe import ANSWER_ROWS, KNOWN, STORED, Observed, observe
 from headwise.attention.reducers import Reading, Sums, statistics
-from headwise.attention.seam import Attention, FirstBias, Places
 from headwise.layout import View
 from headwise.segments import Kind, Segments, segments
 from headwise.vlm import Batch, encode
@@ -73,7 +73,8 @@ def random_layer(shape: dict[str, Any]) -> tuple[Attention, Segments]:
     )
     layout = (View(1, shape["visual"]),) if shape["visual"] else None
     found = segments(kinds, (layout,) * shape["batch"])
-    bias = FirstBias(torch.randn(query.shape[:2], generator=random), found.first) if shape["biased"] else None
+    first = Places(found.first[:, None], torch.ones_like(found.first[:, None], dtype=torch.bool))
+    bias = FirstBias(torch.randn(query.shape[:2], generator=random), first) if shape["biased"] else None
     mask = None if shape["mask"] == "causal" and not shape["left"] + shape["right"] else random_mask(kinds, shape["mask"])
     attention = Attention(0, query, key, value, mask, shape["scaling"], mask is None, shape["softcap"], bias)
     if bias is None and attention.softcap is None:

@@ -1,5 +1,6 @@
 """Prompts, inputs and answers of every family."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +116,14 @@ def test_a_language_model_with_an_encoder_is_refused(tmp_path: Path) -> None:
     InstructBlipConfig(text_config=T5Config()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="Headwise reads decoders alone"):
         load_vlm(tmp_path)
+
+
+def test_a_processor_from_before_patch_sizes_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    path = save(zoo.vlm("llava"), tmp_path)
+    settings = json.loads((path / "processor_config.json").read_text())
+    (path / "processor_config.json").write_text(json.dumps(settings | {"patch_size": None}))
+    with pytest.raises(ValueError, match="does not know how many tokens an image takes: save it with patch_size=8"):
+        load_vlm(path)
 
 
 @pytest.mark.parametrize("name", ["llava", "paligemma", "qwen2_5_vl", "idefics3", "instructblip"])

@@ -219,6 +219,13 @@ def test_answers_do_not_depend_on_the_batch(vlm) -> None:
     assert together == [generate(model, [i], [q], max_new_tokens=8)[0] for i, q in zip(images, QUESTIONS, strict=True)]
 
 
+def test_generation_is_greedy_whatever_the_model_says_of_itself() -> None:
+    vlm = new_tiny_vlm()
+    own = vlm.base.generation_config
+    own.do_sample, own.temperature, own.repetition_penalty, own.num_beams = True, 2.0, 5.0, 3
+    assert generate(vlm, [image(0)], QUESTIONS[:1], max_new_tokens=8) == generate(tiny_vlm(), [image(0)], QUESTIONS[:1], max_new_tokens=8)
+
+
 def test_generation_is_greedy_and_sees_the_image() -> None:
     vlm = tiny_vlm()
     batch = encode(vlm, [image(0)], QUESTIONS[:1])
