@@ -4,8 +4,8 @@
 of the answer's rows, and with all; eager = transformers' `output_attentions`; nnsight = hooks that keep the mean of the answer's rows. On a
 CPU the decoder of SmolLM2-135M's shape in fp32; on a GPU one of a 7B model's shape in bfloat16. Random weights, no output matrix. Of the
 prompt 5 % are the answer, 20 % text with it, the rest visual tokens; another row has 50 % text. Times are medians of pairs: each run of a
-variant is divided by a plain run right before it. Memory is each variant's peak in a process of its own. A variant that does not fit into
-memory is null.
+variant is divided by a plain run right before it; the last two variants, which take long, run once. Memory is each variant's peak in a
+process of its own. A variant that does not fit into memory is null.
 """
 
 import argparse
@@ -48,8 +48,8 @@ ANSWER, SYSTEM = 0.05, 16
 VOCABULARY = 1_000
 ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 """glibc gives large blocks back at once; else the holes between them move the same variant's peak by 13 % from run to run."""
-LOADING = 512
-"""Tokens of a pass that is made for the code that it loads."""
+LOADING = 1_024
+"""Tokens of a pass that is made for the code that it loads, all of it."""
 
 
 def model(device: str, dtype: torch.dtype) -> VLM:

@@ -52,6 +52,7 @@ def editing(vlm: VLM, edits: Edits, segments: Segments) -> Iterator[None]:
             raise ValueError(f"{name} of shape {tuple(part.shape)}: {shape} or {(batch, *shape)} is needed")
     gates, first_bias = edits.gates, edits.first_bias
     first = Places(segments.first[:, None], torch.ones_like(segments.first[:, None], dtype=torch.bool))
+    is_zero = first_bias is None or not bool(first_bias.any())
 
     def gate(attention: Attention, output: Tensor) -> Tensor | None:
         if gates is None:
@@ -61,7 +62,7 @@ def editing(vlm: VLM, edits: Edits, segments: Segments) -> Iterator[None]:
 
     def bias(layer: int, query: Tensor) -> FirstBias:
         assert first_bias is not None
-        return FirstBias(first_bias[..., layer, :].expand(len(query), -1), first)
+        return FirstBias(first_bias[..., layer, :].expand(len(query), -1), first, is_zero)
 
     with visiting(vlm, gate, bias if first_bias is not None else None):
         yield

@@ -29,11 +29,10 @@ TILE = 256
 """Columns that are worked on together: their scores for 4 rows, and 4 of their coordinates, fit into a CPU's first cache."""
 ROWS, BLOCK = 4, 32
 """Rows whose scores are computed together, and rows that a tile of keys serves before the next one is read."""
-LOWEST = np.float32(-126.0)
+LOWEST, SMALLEST = np.float32(-126.0), np.float32(2.0**-126)
+"""The lowest power of 2 that is a normal number, and that number."""
 SOFT = 1
 """`omp_pause_soft` of the OpenMP 5.0 specification."""
-SMALLEST = np.float32(2.0**-126)
-"""The smallest normal number and its logarithm."""
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 """What LLVM may do with sums: fuse and reorder them. It may not assume that nothing is infinite."""
 

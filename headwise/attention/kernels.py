@@ -26,10 +26,12 @@ def attend(
 ) -> Attended | None:
     """`softmax(q k^T * scaling + mask) v` and `logsumexp(q k^T * scaling + mask)` from the fused kernel that SDPA would choose.
 
-    The output is SDPA's to the last bit: it is the same kernel. None where SDPA has no fused kernel for these inputs.
+    The output is SDPA's to the last bit: it is the same kernel on the same inputs. None where SDPA has no fused kernel for these inputs.
     """
     if value.shape[-1] != query.shape[-1]:
         return None
+    if query.is_cuda and mask is not None:  # as transformers does: with a mask CUDA's kernels know no grouped heads
+        key, value = (heads.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for heads in (key, value))
     added = None if mask is None else additive(mask, query.dtype)
     choice = ATEN._fused_sdp_choice(query, key, value, added, 0.0, causal, scale=scaling, enable_gqa=True)
     kernel = KERNELS.get((query.device.type, choice))
@@ -53,9 +55,6 @@ def _flash_cuda(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None,
 
 
 def _efficient_cuda(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, scaling: float, causal: bool) -> Attended:
-    """This kernel knows no grouped heads: keys and values are repeated, as transformers does before it calls SDPA with a mask."""
-    group = query.shape[1] // key.shape[1]
-    key, value = (heads.repeat_interleave(group, dim=1) for heads in (key, value))
     if added is not None:
         keys = added.shape[-1]
         added = pad(added, (0, -keys % NUM_ALIGNED))[..., :keys].expand(*query.shape[:2], -1, -1)

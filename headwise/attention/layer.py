@@ -5,16 +5,16 @@ Shapes: B batch, H query head, KV key-value head, G query heads per KV head, Q q
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache, partial
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-LOWEST = torch.finfo(torch.float32).min
+MASKED = torch.finfo(torch.float32).min
 """The score of what is masked: finite, so that the softmax of a row of padding, which may attend to nothing, is not NaN."""
 
 GPU_BLOCK = 256 << 20
@@ -44,10 +44,14 @@ class Places:
 
 @dataclass(frozen=True)
 class FirstBias:
-    """What is added to the scores of one key, the first real token of each example: log gamma in ZeroTuning (arXiv 2505.11739)."""
+    """What is added to the scores of one key, the first real token of each example: log gamma in ZeroTuning (arXiv 2505.11739).
+
+    is_zero: whether it is 0 everywhere, which may still carry gradients.
+    """
 
     bias: Float[Tensor, "batch head"]
     first: Places
+    is_zero: bool
 
 
 @dataclass(frozen=True)
@@ -94,18 +98,17 @@ class Attention:
         """Whether gradients flow to queries or keys."""
         return torch.is_grad_enabled() and (self.query.requires_grad or self.key.requires_grad)
 
-    @cached_property
-    def lse(self) -> Float[Tensor, "batch head query"]:
-        """log sum_j exp(score_ij) of every row; with gradients where queries or keys have them, which no kernel gives."""
+    def lse(self, rows: Places) -> Float[Tensor, "batch head row"]:
+        """log sum_j exp(score_ij) of these rows; with gradients where queries or keys have them, which no kernel gives."""
         if self.known_lse is not None and not self.tracked:
-            return self.known_lse
-        every = self.entries(self.every_row(), with_lse=False)
+            return self.known_lse.gather(2, rows.index[:, None].expand(-1, self.query.shape[1], -1))
+        every = self.entries(rows, with_lse=False)
 
         def of_rows(block: Block) -> Tensor:
             return every.scores(block).logsumexp(dim=-1)
 
-        blocks = every.blocks(all_heads=True)
-        return torch.cat([checkpoint(of_rows, block, use_reentrant=False) if self.tracked else of_rows(block) for block in blocks], dim=2)
+        again: Any = partial(checkpoint, of_rows, use_reentrant=False, preserve_rng_state=False) if self.tracked else of_rows
+        return torch.cat([again(block) for block in every.blocks(all_heads=True)], dim=2)
 
     def every_row(self) -> Places:
         """All queries."""
@@ -123,18 +126,12 @@ class Attention:
         precise = torch.promote_types(self.query.dtype, torch.float32)
         query = take(self.query, rows.index).to(precise).unflatten(1, (KV, -1))
         key = (self.key if keys is None else take(self.key, keys.index)).to(precise)
-        if query.numel() < key.numel():
-            query = query * self.scaling
-        else:
-            key = key * self.scaling
-        lse = bias = None
-        if with_lse:
-            lse = self.lse.gather(2, rows.index[:, None].expand(-1, self.query.shape[1], -1))
-            lse = lse.masked_fill(~rows.real[:, None], torch.inf).unflatten(1, (KV, -1))
+        lse = self.lse(rows).masked_fill(~rows.real[:, None], torch.inf).unflatten(1, (KV, -1)) if with_lse else None
+        bias = None
         if self.first_bias is not None:
             at = torch.arange(columns, device=key.device)[None] if keys is None else keys.index
             bias = (self.first_bias.bias.to(precise), at == self.first_bias.first.index)
-        return Entries(query, key, lse, self.softcap, bias, self.closed(rows, keys))
+        return Entries(query, key, lse, self.scaling, self.softcap, bias, self.closed(rows, keys))
 
     def probabilities(self, rows: Places, keys: Places | None = None) -> Float[Tensor, "batch head row key"]:
         """All of these entries at once, in fp32."""
@@ -179,7 +176,7 @@ class Attention:
         last = torch.zeros(len(at), 0, dtype=torch.bool)
         if closed is not None:
             last = closed.places[example, 0, : len(at), : max(key.shape[1] - closed.start, 0)]
-        return Part(_rows(self.query[example], at), key, _rows(self.lse[example], at), last, self.scaling)
+        return Part(_rows(self.query[example], at), key, self.lse(rows)[example, :, : len(at)], last, self.scaling)
 
 
 class Part(NamedTuple):
@@ -204,13 +201,14 @@ class Entries:
     """Some rows and keys of a layer's attention, from which blocks of it are computed in fp32 (or fp64).
 
     With the log-sum-exp of its row an entry needs no other entry: `exp(score - lse)` (Dao et al. 2022, arXiv 2205.14135, alg. 1). Grouped
-    keys are not repeated, unless they are few: the query heads of a group are further rows of the same product. query or key, whichever is
-    smaller: times the scaling. bias: for each head, and at which keys it is added.
+    keys are not repeated, unless they are few: the query heads of a group are further rows of the same product. bias: for each head, and at
+    which keys it is added.
     """
 
     query: Float[Tensor, "batch kv_head group row width"]
     key: Float[Tensor, "batch kv_head key width"]
     lse: Float[Tensor, "batch kv_head group row"] | None
+    scaling: float
     softcap: float | None
     bias: tuple[Float[Tensor, "batch head"], Bool[Tensor, "batch key"]] | None
     closed: Closed | None
@@ -237,12 +235,11 @@ class Entries:
         if k.shape[2] < R:  # a key for each of its query heads is less to copy than the queries of a group under one another
             KV, G, k = KV * G, 1, k.repeat_interleave(G, dim=1)
         q, k = q.reshape(B * KV, G * R, D), k.reshape(B * KV, -1, D).transpose(1, 2)
-        less = None if self.lse is None else -self.lse[block.examples, block.kv_heads, :, block.rows].reshape(B * KV, G * R, 1)
-        if self.softcap is not None:
-            scores = self.softcap * torch.tanh(torch.bmm(q, k) / self.softcap)
-            scores = scores if less is None else scores + less
+        lse = q.new_zeros(()) if self.lse is None else self.lse[block.examples, block.kv_heads, :, block.rows].reshape(B * KV, G * R, 1)
+        if self.softcap is None:
+            scores = torch.baddbmm(lse, q, k, beta=-1, alpha=self.scaling)
         else:
-            scores = torch.bmm(q, k) if less is None else torch.baddbmm(less, q, k)
+            scores = self.softcap * torch.tanh(torch.baddbmm(lse, q, k, beta=0, alpha=self.scaling / self.softcap)) - lse
         scores = scores.view(B, KV * G, R, -1)
         if self.bias is not None:
             bias, is_first = self.bias
@@ -251,7 +248,7 @@ class Entries:
             start = max(block.columns.start, self.closed.start)
             columns = slice(start - self.closed.start, block.columns.stop - self.closed.start)
             closed = self.closed.places[block.examples, :, block.rows, columns]
-            scores[..., start - block.columns.start :].masked_fill_(closed, LOWEST)
+            scores[..., start - block.columns.start :].masked_fill_(closed, MASKED)
         return scores
 
     def probabilities(self, block: Block) -> Float[Tensor, "batch head row key"]:
@@ -292,5 +289,6 @@ def take(heads: Float[Tensor, "batch head token width"], index: Int[Tensor, "bat
 
 
 def forget_masks() -> None:
-    """Let go of what was kept of the masks of the last passes."""
+    """Let go of what was kept of the rows and masks of the last passes."""
+    _every.cache_clear()
     _closed.cache_clear()

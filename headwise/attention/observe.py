@@ -67,13 +67,14 @@ def observing(vlm: VLM, segments: Segments, wanted: Collection[str] = STORED) ->
 def observe_generated(vlm: VLM, batch: Batch, max_new_tokens: int, wanted: Collection[str] = STORED) -> tuple[list[str], Observed]:
     """The model's own greedy answers to prompts that are padded on the left, and the statistics of their rows, one a step over the cache.
 
-    The same as `observe` gives of these answers; the end-of-turn token is in no segment. Raises ValueError if a name is unknown, or an
-    example has an answer already.
+    The same as `observe` gives of these answers; the end-of-turn token is in no segment. Raises ValueError if a name is unknown, an
+    example has an answer already, or a prompt is padded on the right.
     """
     if bool(batch.segments.answer.any()):
         raise ValueError("the batch has answers: encode it without, they are to be generated")
     reading, tokens = Reading.of(batch.segments, known(wanted)), batch.segments.visual.shape[1]
     sums, last, fed = dict[int, Sums](), dict[int, Attention](), list[Places]()
+    stops = torch.tensor(sorted(stop_ids(vlm)), device=vlm.device)
 
     def visit(attention: Attention, output: Tensor) -> None:
         layer = attention.layer
@@ -81,14 +82,14 @@ def observe_generated(vlm: VLM, batch: Batch, max_new_tokens: int, wanted: Colle
         if layer not in sums:
             sums[layer] = Sums.of(attention, reading, tokens + max_new_tokens)
             sums[layer].add_prompt(attention, reading)
-        elif len(fed) <= max_new_tokens:
+        else:
             sums[layer].add_answer(attention, reading, fed[-1])
 
     def note(embedding: nn.Module, arguments: tuple[Tensor]) -> None:
         """Which examples are still answering at this step: the token that is fed is no end."""
         (ids,) = arguments
         if sums:
-            going = ~torch.isin(ids, torch.tensor(sorted(stop_ids(vlm)), device=ids.device))
+            going = ~torch.isin(ids, stops)
             fed.append(Places(torch.zeros_like(ids), going & fed[-1].real if fed else going))
 
     hook = vlm.base.get_input_embeddings().register_forward_pre_hook(note)
@@ -97,7 +98,7 @@ def observe_generated(vlm: VLM, batch: Batch, max_new_tokens: int, wanted: Colle
             new = generate_ids(vlm, batch, max_new_tokens + 1)  # one more: the last token's row comes when it is fed
     finally:
         hook.remove()
-    answered = torch.cat([new[:, :0].bool(), *(step.real for step in fed[:max_new_tokens])], dim=1)
+    answered = torch.cat([new[:, :0].bool(), *(step.real for step in fed)], dim=1)
     found = Reading.of(with_answers(batch.segments, answered), reading.wanted)
     size = found.segments.visual.shape[1]
     layers = [statistics(sums[layer].cut(size), _first_keys(last[layer], size), found) for layer in sorted(sums)]

@@ -31,16 +31,20 @@ class Reading:
     system: Places
     text: Places
     span: slice
+    has_holes: bool
 
     @classmethod
     def of(cls, segments: Segments, wanted: Set[str]) -> "Reading":
-        """The places of each segment. span: from the first visual token of any example to the last one."""
+        """The places of each segment. span: from the first visual token of any example to the last one; has_holes: not all of it is
+        visual in every example.
+        """
         answer, question, visual, system, text = map(
             Places.of, (segments.answer, segments.question, segments.visual, segments.system, segments.text)
         )
         columns = segments.visual.any(0).nonzero()
         span = slice(int(columns.min()), int(columns.max()) + 1) if len(columns) else slice(0, 0)
-        return cls(segments, wanted, answer, question, visual, system, text, span)
+        has_holes = not bool(segments.visual[:, span].all())
+        return cls(segments, wanted, answer, question, visual, system, text, span, has_holes)
 
 
 @dataclass
@@ -98,13 +102,12 @@ class Sums:
 
     def _add_blocks(self, attention: Attention, reading: Reading, rows: Places) -> None:
         visual = reading.segments.visual[:, reading.span]
-        has_holes = not bool(visual.all())
         entries = attention.entries(rows)
         for block in entries.blocks(whole_rows=True):
             A, shown = entries.probabilities(block), visual[block.examples, None, None]
             seen, keys = A[..., reading.span], A.shape[3]
             share = A[..., : reading.span.start].sum(-1) + A[..., reading.span.stop :].sum(-1)
-            if has_holes:
+            if reading.has_holes:
                 share += (seen * ~shown).sum(-1)
                 seen = seen * shown
             weights = torch.stack([torch.ones_like(share), 1 / share.clamp_min(torch.finfo(share.dtype).tiny)], dim=2)
@@ -160,7 +163,7 @@ def statistics(sums: Sums, attention: Attention, reading: Reading) -> dict[str, 
 
 
 def _mass(mean: Float[Tensor, "batch head key"], segment: Bool[Tensor, "batch key"]) -> Float[Tensor, "batch head"]:
-    return (mean @ segment.float()[:, :, None])[..., 0]
+    return (mean * segment[:, None]).sum(-1)
 
 
 def _key_variance(attention: Attention, segments: Segments) -> Float[Tensor, "batch head"]:

@@ -1,13 +1,14 @@
 """The seam: while a visitor is on, the decoder's attention shows it each layer's queries and keys and takes an output back if it gives one.
 
-A function registered with transformers' AttentionInterface computes the layer's output with the kernel that the model uses by itself.
+A function registered with transformers' AttentionInterface computes the layer's output with the kernel that SDPA chooses, which is the
+model's own unless it was loaded with another implementation.
 Shapes: B batch, H query head, KV key-value head, Q query, K key, D width, R chosen row, C chosen column.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -29,8 +30,22 @@ Output = Float[Tensor, "batch query head value_width"]
 Visitor = Callable[[Attention, Output], Tensor | None]
 """Called once per layer with the layer's output; what it returns, unless None, takes the output's place."""
 
-_visitors: ContextVar[tuple[Visitor, ...]] = ContextVar("visitors", default=())
-_first_bias: ContextVar[Callable[[int, Tensor], FirstBias] | None] = ContextVar("first_bias", default=None)
+Bias = Callable[[int, Tensor], FirstBias]
+"""From a layer and its queries to what is added to its scores."""
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """The thread that a model is visited from, its visitors from the outermost on, and the bias, if there is one."""
+
+    thread: int
+    visitors: tuple[Visitor, ...]
+    bias: Bias | None
+
+
+_visits: dict[int, _Visit] = {}
+"""By the identity of the language model's configuration, which all its layers hold: a layer finds its visitors from any thread, as it has
+to where autograd runs checkpointed layers again in a thread of its own."""
 
 
 def visited_attention(
@@ -44,7 +59,7 @@ def visited_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The layer's output, shown to the visitors of this context. Raises ValueError on attention that is more than a softmax of scaled,
+    """The layer's output, shown to the model's visitors. Raises ValueError on attention that is more than a softmax of scaled,
     capped and masked scores.
     """
     if unknown := [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]:
@@ -61,11 +76,15 @@ def visited_attention(
     device = query.device.type
     if torch.is_autocast_enabled(device):  # as SDPA itself would; what is read of it stays in fp32
         query, key, value = (heads.to(torch.get_autocast_dtype(device)) for heads in (query, key, value))
+    visit = _visits[id(module.config)]
     with torch.autocast(device, enabled=False):
         attention, output = _computed(Attention(layer, query, key, value, attention_mask, scale, causal, softcap), module)
-        for visitor in _visitors.get():
-            replaced = visitor(attention, output)
-            output = output if replaced is None else replaced
+        with _exact_products():
+            if visit.bias is not None:
+                attention, output = _biased(attention, output, visit.bias(layer, query))
+            for visitor in visit.visitors:
+                replaced = visitor(attention, output)
+                output = output if replaced is None else replaced
     return output, None
 
 
@@ -79,10 +98,24 @@ def _computed(attention: Attention, module: nn.Module) -> tuple[Attention, Outpu
     found = attend(*plain, attention.scaling, attention.causal) if attention.softcap is None else _capped(attention)
     if found is None:
         output, _ = sdpa_attention_forward(module, *plain, scaling=attention.scaling, is_causal=attention.causal)
-    else:
-        output, attention = found[0].transpose(1, 2).contiguous(), replace(attention, known_lse=found[1])
-    bias = _first_bias.get()
-    return (attention, output) if bias is None else _biased(attention, output, bias(attention.layer, attention.query))
+        return attention, output
+    return replace(attention, known_lse=found[1]), found[0].transpose(1, 2).contiguous()
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """Products of fp32 in fp32, also where the model's may be faster: an entry is the exponential of a score less the kernel's exact
+    log-sum-exp.
+    """
+    backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def _capped(attention: Attention) -> tuple[Tensor, Tensor]:
@@ -102,42 +135,49 @@ def _biased(attention: Attention, output: Output, bias: FirstBias) -> tuple[Atte
     """With a0 the attention to the first token and gamma = exp(bias): `o' = (o + (gamma-1) a0 v0) / (1 + (gamma-1) a0)`, which is what
     adding the bias to its score gives, on any kernel. Gradients through a0 are multiplied by gamma - 1, so at 0 they need not be followed.
     """
-    source = attention if bool(bias.bias.any()) else replace(attention, query=attention.query.detach(), key=attention.key.detach())
+    source = attention if not bias.is_zero else replace(attention, query=attention.query.detach(), key=attention.key.detach())
     a0 = source.probabilities(attention.every_row(), bias.first)[..., 0]
     group = attention.query.shape[1] // attention.value.shape[1]
     v0 = take(attention.value, bias.first.index).to(a0.dtype).repeat_interleave(group, dim=1)
     gain = torch.expm1(bias.bias.to(a0.dtype))[:, :, None] * a0
     share = gain.transpose(1, 2)[..., None]
     changed = (output.to(a0.dtype) + share * v0.transpose(1, 2)) / (1 + share)
-    lse = source.lse + torch.log1p(gain)
+    lse = source.lse(attention.every_row()) + torch.log1p(gain)
     return replace(attention, first_bias=bias, known_lse=lse), changed.to(output.dtype)
 
 
 @contextmanager
-def visiting(vlm: VLM, visitor: Visitor, bias: Callable[[int, Tensor], FirstBias] | None = None) -> Iterator[None]:
+def visiting(vlm: VLM, visitor: Visitor, bias: Bias | None = None) -> Iterator[None]:
     """Show the decoder's attention to the visitor inside the block, after those of the blocks around it, with the first token's scores
     biased if so asked; afterwards the model's own implementation is back.
 
-    bias: from a layer and its queries to what is added. Raises ValueError inside another bias, while another thread visits the model, and
-    on a compiled model: its attention is a fixed program that no visitor reaches.
+    Raises ValueError inside another bias, while another thread visits the model, and on a compiled model: its attention is a fixed program
+    that no visitor reaches.
     """
     if any(isinstance(module, OptimizedModule) or getattr(module, "_compiled_call_impl", None) for module in vlm.model.modules()):
         raise ValueError("the model is compiled (torch.compile), so its attention cannot be read or edited: load it without")
-    if bias is not None and _first_bias.get() is not None:
+    key = id(vlm.text_config)
+    outer = _visits.get(key)
+    if outer is not None and outer.thread != get_ident():
+        raise ValueError("another thread reads or edits this model's attention: wait for it, or load the model again for this one")
+    if outer is not None and outer.bias is not None and bias is not None:
         raise ValueError("the scores of the first token are biased already: add the two biases and set their sum")
+    if outer is not None:
+        _visits[key] = _Visit(outer.thread, (*outer.visitors, visitor), bias or outer.bias)
+        try:
+            yield
+        finally:
+            _visits[key] = outer
+        return
     before = vlm.text_config._attn_implementation  # pyright: ignore[reportPrivateUsage] - there is no public one
     assert before is not None
-    if before == NAME and not _visitors.get():
-        raise ValueError("another thread reads or edits this model's attention: wait for it, or load the model again for this one")
-    set_implementation(vlm, NAME)
-    visitors = _visitors.set((*_visitors.get(), visitor))
-    biases = _first_bias.set(bias or _first_bias.get())
+    _visits[key] = _Visit(get_ident(), (visitor,), bias)
     try:
+        set_implementation(vlm, NAME)
         yield
     finally:
-        _visitors.reset(visitors)
-        _first_bias.reset(biases)
         set_implementation(vlm, before)
+        del _visits[key]
         forget_masks()
 
 

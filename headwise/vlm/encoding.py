@@ -182,11 +182,15 @@ def generate(vlm: VLM, images: Sequence[Image.Image | None], questions: Sequence
 def generate_ids(vlm: VLM, batch: Batch, max_new_tokens: int) -> Int[Tensor, "batch new"]:
     """The tokens that the model adds to prompts padded on the left, greedily; filled up after the end of turn.
 
-    The cache keeps every key, also where a sliding window would let go of it, so that a key's place is its token's.
+    The cache keeps every key, also where a sliding window would let go of it, so that a key's place is its token's. Raises ValueError if
+    a prompt is padded on the right.
     """
+    if not bool(batch.inputs["attention_mask"][:, -1].all()):
+        raise ValueError("prompts padded on the right, where the answers are to follow: encode with padding_side='left'")
     ends: Any = {"eos_token_id": sorted(stop_ids(vlm)), "pad_token_id": vlm.end_id}
     plain: Any = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
-    greedy = GenerationConfig(max_new_tokens=max_new_tokens, **plain, **ends)  # all named: the rest comes from the model's own settings
+    forms: Any = {"use_cache": True, "return_dict_in_generate": False}
+    greedy = GenerationConfig(max_new_tokens=max_new_tokens, **plain, **ends, **forms)  # what is not named here is as the model has it
     run: Any = vlm.model.generate
     with torch.no_grad():
         out = run(**batch.inputs, generation_config=greedy, past_key_values=DynamicCache())

@@ -54,7 +54,7 @@ def load_vlm(source: str | Path, *, adapter: Path | None = None, dtype: Dtype = 
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"{source}: the weights lack {len(missing)} tensors of the model, the first is {missing[0]}")
     if getattr(processor, "patch_size", 0) is None:
-        side = config.vision_config.patch_size
+        side = getattr(config.vision_config, "patch_size", "the vision tower's stride")
         raise ValueError(f"{source}: its processor does not know how many tokens an image takes: save it with patch_size={side}")
     model.to(where).eval()
     vlm = VLM(model, processor, family)

@@ -2,11 +2,13 @@
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
-from headwise.attention.observe import forward
+from headwise.attention.observe import forward, with_answers
 from headwise.attention.seam import set_implementation
 from headwise.segments import Segments
 from headwise.vlm import VLM, Batch, encode
+from headwise.vlm.encoding import TOKEN_TYPES
 from tests.tiny import image
 
 QUESTIONS = ["What colour is it?", "How many green squares are in the picture?", "Where?"]
@@ -76,3 +78,11 @@ def head_statistics(A: np.ndarray, segments: Segments, example: int) -> dict[str
 def key_variance(keys: np.ndarray, segments: Segments, example: int) -> np.ndarray:
     """Variance over positions of each coordinate of the heads' keys [..., key, width], then the mean over coordinates."""
     return keys[..., positions(segments.real, example), :].var(axis=-2).mean(axis=-1)
+
+
+def followed_by(vlm: VLM, prompts: Batch, new: torch.Tensor, answered: torch.Tensor) -> Batch:
+    """The prompts with these very tokens as their answers."""
+    fill = {"attention_mask": 1} | dict.fromkeys(TOKEN_TYPES, vlm.family.answer_type)
+    longer = {n: pad(prompts.inputs[n], (0, new.shape[1]), value=value) for n, value in fill.items() if n in prompts.inputs}
+    longer["input_ids"] = torch.cat([prompts.inputs["input_ids"], new], dim=1)
+    return Batch(prompts.inputs | longer, with_answers(prompts.segments, answered))

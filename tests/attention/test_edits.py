@@ -1,3 +1,4 @@
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,10 @@ from headwise.attention.edits import Edits, drop_heads, editing
 from headwise.attention.layer import Attention, Places
 from headwise.attention.observe import observe, observe_generated
 from headwise.attention.seam import visiting
-from headwise.vlm import VLM, Batch, decode_new, encode, generate, stop_ids
+from headwise.vlm import VLM, Batch, decode_new, encode, generate, generate_ids, stop_ids
 from tests import zoo
-from tests.attention.oracle import QUESTIONS, head_statistics, probe
-from tests.tiny import NUM_HEADS, NUM_LAYERS, image, new_tiny_vlm, tiny_lm, tiny_vlm
+from tests.attention.oracle import QUESTIONS, followed_by, head_statistics, probe
+from tests.tiny import NUM_HEADS, NUM_LAYERS, image, new_tiny_lm, new_tiny_vlm, tiny_lm, tiny_vlm
 
 MODELS = [tiny_vlm, tiny_lm, lambda: zoo.vlm("gemma2"), lambda: zoo.language_model("mistral", num_key_value_heads=2)]
 
@@ -172,10 +173,38 @@ def test_edits_reach_generation_and_what_is_observed_of_it() -> None:
     edits = Edits(gates=1 + 0.5 * random_heads(NUM_LAYERS, NUM_HEADS), first_bias=random_heads(NUM_LAYERS, NUM_HEADS))
     plain, _ = observe_generated(vlm, prompts, 6)
     with editing(vlm, edits, prompts.segments):
-        answers, _ = observe_generated(vlm, prompts, 6)
-        expected = stepwise(vlm, prompts, 6)
-    assert answers == expected
+        answers, found = observe_generated(vlm, prompts, 6)
+        assert answers == stepwise(vlm, prompts, 6)
+        new = generate_ids(vlm, prompts, 6)
+        answered = (~torch.isin(new, torch.tensor(sorted(stop_ids(vlm))))).int().cummin(dim=1).values.bool()
+        expected = observe(vlm, followed_by(vlm, prompts, new, answered))
     assert answers != plain
+    for name, value in found.scalars.items():
+        np.testing.assert_allclose(value, expected.scalars[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradients_are_the_same_where_layers_run_again(reentrant: bool) -> None:
+    """Gradient checkpointing; backward in a thread of its own, as autograd does on a GPU."""
+    vlm = new_tiny_lm()
+    batch = probe(vlm, "left")
+    gates, bias = (0.1 * random_heads(NUM_LAYERS, NUM_HEADS, seed=seed) for seed in (1, 2))
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            vlm.base.activation_checkpointing_enable({"use_reentrant": reentrant})
+            vlm.base.enable_input_require_grads()
+            vlm.base.train()
+        parts = [part.clone().requires_grad_() for part in (1 + gates, bias)]
+        with editing(vlm, Edits(*parts), batch.segments):
+            value = of_logits(logits(vlm, batch))
+            backward = threading.Thread(target=value.backward)
+            backward.start()
+            backward.join()
+        found.append([part.grad for part in parts])
+    for once, again in zip(*found, strict=True):
+        assert again is not None
+        torch.testing.assert_close(again, once, rtol=1e-4, atol=1e-6)
 
 
 def stepwise(vlm: VLM, prompts: Batch, steps: int) -> list[str]:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from headwise.attention import kernels
@@ -43,7 +43,7 @@ def check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: tor
     scores = query.double() @ key.double().repeat_interleave(query.shape[1] // key.shape[1], dim=1).transpose(2, 3) * 0.3
     allowed = torch.ones_like(scores[0, 0], dtype=torch.bool).tril() if causal else mask
     scores = scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)
-    torch.testing.assert_close(found[1].double(), scores.logsumexp(-1), atol=1e-2 if query.dtype == torch.bfloat16 else 2e-5, rtol=1e-5)
+    torch.testing.assert_close(found[1].double(), scores.logsumexp(-1), atol=5e-4 if query.dtype == torch.bfloat16 else 2e-5, rtol=1e-5)
 
 
 @given(SHAPES)
@@ -55,10 +55,17 @@ def test_the_output_is_sdpas_and_the_log_sum_exp_is_exact(shape: dict[str, Any])
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["causal", "mask", "none"])
 @pytest.mark.parametrize("width", [64, 72, 128])
-def test_the_same_on_a_gpu(kind: str, width: int) -> None:
-    shape = {"batch": 2, "kv_heads": 2, "group": 3, "queries": 70, "keys": 13, "width": width, "kind": kind, "dtype": torch.bfloat16}
+@pytest.mark.parametrize("queries", [1, 70])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION])
+def test_the_same_on_a_gpu(kind: str, width: int, queries: int, dtype: torch.dtype, backend: SDPBackend) -> None:
+    shape = {"batch": 2, "kv_heads": 2, "group": 3, "queries": queries, "keys": 13, "width": width, "kind": kind, "dtype": dtype}
     query, key, value, mask = inputs(shape | {"seed": 0}, "cuda")
-    check(query, key, value, mask if kind == "mask" else None, kind == "causal")
+    mask = mask if kind == "mask" else None
+    with sdpa_kernel(backend):
+        if attend(query, key, value, mask, 0.3, kind == "causal") is None:
+            pytest.skip("torch has no such kernel for these inputs")
+        check(query, key, value, mask, kind == "causal")
 
 
 @pytest.mark.parametrize(

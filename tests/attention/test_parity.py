@@ -5,15 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import pad
 
-from headwise.attention.observe import KNOWN, forward, observe, observe_generated, with_answers
+from headwise.attention.observe import KNOWN, forward, observe, observe_generated
 from headwise.attention.seam import visiting
 from headwise.vlm import VLM, Batch, decode_new, encode, generate_ids, stop_ids
-from headwise.vlm.encoding import TOKEN_TYPES
 from tests import zoo
-from tests.attention.oracle import eager_attentions, head_statistics, key_variance
-from tests.tiny import image
+from tests.attention.oracle import eager_attentions, followed_by, head_statistics, key_variance
+from tests.tiny import image, new_tiny_vlm
 
 FAMILIES = [*zoo.VISUAL_FAMILIES, *zoo.TEXT_FAMILIES]
 QUESTIONS = ["What colour is it?", "How many green squares are in the picture?", "Where?", "Is there a circle on the left?", "Why?"]
@@ -72,9 +70,8 @@ def test_in_bfloat16(name: str, number: int, side: str) -> None:
     assert max(worst.values()) < 2e-2, worst
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_generated_answer_gives_what_it_gives_teacher_forced(name: str) -> None:
-    vlm = zoo.vlm(name)
+def check_generated(vlm: VLM) -> list[int]:
+    """What is observed while the model answers is what its answers give teacher-forced; how long they are."""
     images = [image(i, SIZES[i]) if vlm.visual_id is not None else None for i in range(3)]
     prompts = encode(vlm, images, QUESTIONS[:3], padding_side="left")
     new = generate_ids(vlm, prompts, 6)
@@ -87,11 +84,16 @@ def test_a_generated_answer_gives_what_it_gives_teacher_forced(name: str) -> Non
     for statistic, maps in found.maps.items():
         for ours, theirs in zip(maps, expected.maps[statistic], strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=statistic)
+    return answered.sum(1).tolist()
 
 
-def followed_by(vlm: VLM, prompts: Batch, new: torch.Tensor, answered: torch.Tensor) -> Batch:
-    """The prompts with these very tokens as their answers."""
-    fill = {"attention_mask": 1} | dict.fromkeys(TOKEN_TYPES, vlm.family.answer_type)
-    longer = {n: pad(prompts.inputs[n], (0, new.shape[1]), value=value) for n, value in fill.items() if n in prompts.inputs}
-    longer["input_ids"] = torch.cat([prompts.inputs["input_ids"], new], dim=1)
-    return Batch(prompts.inputs | longer, with_answers(prompts.segments, answered))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_generated_answer_gives_what_it_gives_teacher_forced(name: str) -> None:
+    check_generated(zoo.vlm(name))
+
+
+def test_generated_answers_that_end_at_unlike_steps() -> None:
+    vlm = new_tiny_vlm()
+    prompts = encode(vlm, [image(i, SIZES[i]) for i in range(3)], QUESTIONS[:3], padding_side="left")
+    vlm.base.generation_config.eos_token_id = int(generate_ids(vlm, prompts, 6)[0, 2])
+    assert len(set(check_generated(vlm))) > 1

@@ -145,8 +145,11 @@ def test_statistics_that_are_no_numbers_are_found(monkeypatch: pytest.MonkeyPatc
         prove(tiny_vlm())
 
 
-def test_compiled_sums_that_are_wrong_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = fused.column_sums
-    monkeypatch.setattr(fused, "column_sums", lambda part: right(part) * 1.001)
+@pytest.mark.parametrize("place", range(4))
+def test_compiled_sums_that_are_wrong_are_found(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_columns, of_rows = fused.column_sums, fused.row_sums
+    factors = [1.001 if place == at else 1.0 for at in range(4)]
+    monkeypatch.setattr(fused, "column_sums", lambda part: of_columns(part) * factors[3])
+    monkeypatch.setattr(fused, "row_sums", lambda *given: tuple(f * s for f, s in zip(factors, of_rows(*given), strict=False)))
     with pytest.raises(ValueError, match="compiled_sums = "):
         prove(tiny_vlm())

@@ -74,7 +74,7 @@ def random_layer(shape: dict[str, Any]) -> tuple[Attention, Segments]:
     layout = (View(1, shape["visual"]),) if shape["visual"] else None
     found = segments(kinds, (layout,) * shape["batch"])
     first = Places(found.first[:, None], torch.ones_like(found.first[:, None], dtype=torch.bool))
-    bias = FirstBias(torch.randn(query.shape[:2], generator=random), first) if shape["biased"] else None
+    bias = FirstBias(torch.randn(query.shape[:2], generator=random), first, is_zero=False) if shape["biased"] else None
     mask = None if shape["mask"] == "causal" and not shape["left"] + shape["right"] else random_mask(kinds, shape["mask"])
     attention = Attention(0, query, key, value, mask, shape["scaling"], mask is None, shape["softcap"], bias)
     if bias is None and attention.softcap is None:
@@ -104,7 +104,7 @@ def whole(attention: Attention) -> np.ndarray:
     if attention.softcap is not None:
         scores = torch.tanh(scores / attention.softcap) * attention.softcap
     if attention.first_bias is not None:
-        for example, first in enumerate(attention.first_bias.first.tolist()):
+        for example, first in enumerate(attention.first_bias.first.index[:, 0].tolist()):
             scores[example, :, :, first] += attention.first_bias.bias[example, :, None]
     mask = torch.ones_like(scores[:1, :1], dtype=torch.bool).tril() if attention.mask is None else attention.mask
     return scores.masked_fill(~mask, -1e300).softmax(-1).numpy()

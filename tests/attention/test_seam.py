@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from headwise.attention.layer import Attention, _closed
+from headwise.attention.layer import Attention, _closed, _every
 from headwise.attention.observe import forward, observe
 from headwise.attention.seam import NAME, visiting
 from headwise.vlm import VLM, Batch, encode
@@ -33,7 +33,7 @@ def test_only_the_decoder_is_visited_and_its_implementation_restored(model) -> N
 
 def test_nothing_is_kept_of_a_pass() -> None:
     observe(tiny_vlm(), encode(tiny_vlm(), [image(0)], ["What?"], ["red"]))
-    assert _closed.cache_info().currsize == 0
+    assert _closed.cache_info().currsize == _every.cache_info().currsize == 0
 
 
 def test_the_implementation_is_restored_after_an_error() -> None:

@@ -11,7 +11,7 @@ from transformers import GPT2Config
 
 from headwise.examples import BadExample
 from headwise.layout import View
-from headwise.vlm import FAMILIES, VLM, encode, generate, load_vlm, revision
+from headwise.vlm import FAMILIES, VLM, encode, generate, generate_ids, load_vlm, revision
 from tests.tiny import (
     GRID,
     NUM_HEADS,
@@ -223,7 +223,14 @@ def test_generation_is_greedy_whatever_the_model_says_of_itself() -> None:
     vlm = new_tiny_vlm()
     own = vlm.base.generation_config
     own.do_sample, own.temperature, own.repetition_penalty, own.num_beams = True, 2.0, 5.0, 3
+    own.use_cache, own.return_dict_in_generate = False, True
     assert generate(vlm, [image(0)], QUESTIONS[:1], max_new_tokens=8) == generate(tiny_vlm(), [image(0)], QUESTIONS[:1], max_new_tokens=8)
+
+
+def test_prompts_padded_on_the_right_are_not_continued() -> None:
+    batch = encode(tiny_vlm(), [image(0), image(1)], QUESTIONS, padding_side="right")
+    with pytest.raises(ValueError, match="encode with padding_side='left'"):
+        generate_ids(tiny_vlm(), batch, 4)
 
 
 def test_generation_is_greedy_and_sees_the_image() -> None:
