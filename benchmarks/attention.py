@@ -3,9 +3,9 @@
 `python benchmarks/attention.py [TOKENS ...]` prints one JSON line last. Variants: plain; answer_rows and all = Headwise with the statistics
 of the answer's rows, and with all; eager = transformers' `output_attentions`; nnsight = hooks that keep the mean of the answer's rows. On a
 CPU the decoder of SmolLM2-135M's shape in fp32; on a GPU one of a 7B model's shape in bfloat16. Random weights, no output matrix. Of the
-prompt 5 % are the answer, 20 % text with it, the rest visual tokens; another row has 50 % text. Times are medians of pairs: each run of a
-variant is divided by a plain run right before it; the last two variants, which take long, run once. Memory is each variant's peak in a
-process of its own. A variant that does not fit into memory is null.
+prompt 5 % are the answer, 20 % text with it, the rest visual tokens; another row has 50 % text. Times are medians of runs, each
+divided by the mean of the plain runs right before and after it; the last two variants, which take long, run once. Memory is each variant's
+peak in a process of its own. A variant that does not fit into memory is null.
 """
 
 import argparse
@@ -126,13 +126,15 @@ def fits(variant: str, vlm: VLM, tokens: int) -> bool:
 
 
 def time_ratios(vlm: VLM, tokens: int, text: float, variants: tuple[str, ...], runs: int) -> dict[str, float]:
-    """Each variant's time over plain's, median of pairs."""
+    """Each variant's time over the mean of the plain passes right before and right after it, median of the runs."""
     every, device = passes(vlm, tokens, text), vlm.device.type
     for variant in ("plain", *variants):
         if variant not in SLOW:
             every[variant]()
-    pairs = [(variant, seconds(every["plain"], device), seconds(every[variant], device)) for _ in range(runs) for variant in variants]
-    return {variant: statistics.median(own / plain for name, plain, own in pairs if name == variant) for variant in variants}
+    order = [name for variant in variants * runs for name in ("plain", variant)] + ["plain"]
+    times = [seconds(every[name], device) for name in order]
+    ratios = [(order[at], 2 * times[at] / (times[at - 1] + times[at + 1])) for at in range(1, len(order), 2)]
+    return {variant: statistics.median(ratio for name, ratio in ratios if name == variant) for variant in variants}
 
 
 def peak_bytes(variant: str, tokens: int, text: float, dtype: str) -> int:

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from headwise.attention.layer import MASKED, Attention, Places
+from headwise.attention.entries import MASKED
+from headwise.attention.layer import Attention, Places
 from headwise.attention.observe import Observed, forward, observe
 from headwise.attention.schema import MAPS
 from headwise.attention.seam import set_implementation, visiting

@@ -107,7 +107,7 @@ def _exact_products() -> Iterator[None]:
     """Products of fp32 in fp32, also where the model's may be faster: an entry is the exponential of a score less the kernel's exact
     log-sum-exp.
     """
-    backends = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)
+    backends: tuple[Any, Any] = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)  # pyright: ignore[reportAttributeAccessIssue]
     before = [backend.fp32_precision for backend in backends]
     for backend in backends:
         backend.fp32_precision = "ieee"

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headwise.attention import layer
+from headwise.attention import entries, layer
 from headwise.attention.kernels import attend
 from headwise.attention.layer import Attention, FirstBias, Places
 from headwise.attention.observe import ANSWER_ROWS, KNOWN, STORED, Observed, observe
@@ -134,7 +134,7 @@ def test_the_compiled_sums_on_any_shape_padding_mask_and_grouping(shape: dict[st
 
 def check(attention: Attention, kinds: Segments, wanted: tuple[str, ...], block: int = 1 << 20) -> None:
     """Every wanted statistic against the oracle on the whole matrix in float64."""
-    with patch.dict(layer.BLOCK_BYTES, cpu=block), patch.object(layer, "BLOCK_COLUMNS", 1 + block % 5):
+    with patch.dict(entries.BLOCK_BYTES, cpu=block), patch.object(entries, "BLOCK_COLUMNS", 1 + block % 5):
         reading = Reading.of(kinds, frozenset(wanted))
         found = statistics(summed(attention, reading), attention, reading)
     A, group = whole(attention), attention.query.shape[1] // attention.key.shape[1]
@@ -181,8 +181,8 @@ def test_a_prompt_of_many_blocks_equals_the_oracle() -> None:
     assert_equals_the_oracle(observe(vlm, batch, KNOWN), eager_attentions(vlm, batch), cached_keys(vlm, batch), batch)
 
 
-@pytest.mark.parametrize("entries", [0, 1 << 60])
-def test_an_answer_that_looks_only_at_the_image_has_no_entropy_elsewhere(entries: int) -> None:
+@pytest.mark.parametrize("fewest", [0, 1 << 60])
+def test_an_answer_that_looks_only_at_the_image_has_no_entropy_elsewhere(fewest: int) -> None:
     """The share of the other keys is 0 / 0 there, and the visual keys' would be infinite; all must stay finite."""
     kinds = segments(torch.tensor([[1, 2, 2, 3, 4, 4, 4, 4, 4, 4]]), ((View(1, 2),),))
     key = torch.zeros(1, 1, 10, 1)
@@ -190,7 +190,7 @@ def test_an_answer_that_looks_only_at_the_image_has_no_entropy_elsewhere(entries
     query = torch.ones(1, 1, 10, 1)
     attention = Attention(0, query, key, key, None, 1.0, True)
     reading = Reading.of(kinds, frozenset(STORED))
-    with patch.multiple(layer, FUSED_KEYS=entries, FUSED_ENTRIES=entries):
+    with patch.multiple(layer, FUSED_KEYS=fewest, FUSED_ENTRIES=fewest):
         found = statistics(summed(attention, reading), attention, reading)
     assert all(bool(tensor.isfinite().all()) for tensor in found.values())
     assert float(found["visual_mass"]) == pytest.approx(1, abs=1e-4)
