@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from headwise.data import DataSource, write_data
-from headwise.masks.quality import MaskQuality
+from headwise.masks.settings import Masks
 from headwise.observation import Observation
 from headwise.scores.head_impact import HeadImpact
 from tasks.attention import write_attention
@@ -30,7 +30,7 @@ def step(name: str, root: Path, examples: int) -> None:
     if name == "attention":
         write_attention(root / "images", root / f"attention-{examples}" / "shard=00", Observation(max_examples=examples), 0, 1)
     else:
-        write_scores(root / "masks", {"shard=00": root / f"attention-{examples}" / "shard=00"}, root / f"scores-{examples}", HeadImpact())
+        write_scores([root / "masks"], [root / f"attention-{examples}" / "shard=00"], root / f"scores-{examples}", HeadImpact())
     seconds = time.perf_counter() - start
     print(json.dumps({"seconds": seconds, "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
@@ -45,7 +45,7 @@ def main(number: int) -> None:
         root = Path(folder)
         (root / "images").mkdir()
         write_data(DataSource(calibration=number, evaluation=2, forgetting=2), root / "images", lambda done, total: None)
-        write_masks(root / "images", root / "masks", MaskQuality())
+        write_masks(root / "images", root / "masks", Masks(source="exact"), 0, 1)
         rows = []
         for name in ("attention", "scores"):
             few, many = [], []

@@ -1,7 +1,7 @@
 """From the command line to the flows' typed parameters: everything is validated before any run exists."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from pydantic import TypeAdapter
 
 from flows.parameters import COMPOSED, SECTIONS, Composed, Kinds, Night, data_name, validated
 
-SETTABLE = {section: [f.name for f in fields(getattr(Night(), section))] for section in (*SECTIONS, "promotion")}
-"""What `--set` takes: the fields of every section."""
+SETTABLE = (*SECTIONS, "promotion")
+"""The sections whose fields `--set` takes."""
 ARGUMENTS = ("images.kind", "images.path", "attention.model")
 """The fields that an argument of the command says already."""
 
@@ -19,32 +19,37 @@ ARGUMENTS = ("images.kind", "images.path", "attention.model")
 def read_arguments(data: str, model: str, arms: str, settings: Sequence[str] | None, name: str | None = None) -> Night:
     """The parameters of a run. A run that got no name is called after its data.
 
-    Raises ValueError naming each wrong field, or the data or model that is nowhere.
+    Raises ValueError naming each wrong field, or the data that are nowhere.
     """
     refuse(settings or (), ARGUMENTS, "the command's own arguments name the data and the model")
     content: dict[str, Any] = parse_overrides(settings or ())
     content["images"] = {**_images(data), **content.get("images", {})}
     content["attention"] = {"model": model, **content.get("attention", {})}
     night = validated(TypeAdapter(Night), {**content, "arms": _listed(arms)} | ({"name": name} if name else {}))
-    night.as_params()
     return night if name else replace(night, name=data_name(night.images))
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """`section.field=value` strings as nested values, each value read as YAML.
+    """`section.field=value` strings as nested values, each value read as YAML; a field may have fields of its own.
 
     Raises ValueError that shows the form, the sections, or the fields of the section.
     """
     content: dict[str, dict[str, Any]] = {}
     for pair in pairs:
         path, equals, text = pair.partition("=")
-        section, dot, name = path.partition(".")
-        if not (equals and dot and name) or section not in SETTABLE:
+        *sections, name = path.split(".")
+        if not (equals and sections and name) or sections[0] not in SETTABLE:
             raise ValueError(f"--set {pair}: write section.field=value, with a section of {', '.join(SETTABLE)}")
-        if name not in SETTABLE[section]:
-            raise ValueError(f"--set {pair}: {section} has no {name!r}, it has {', '.join(SETTABLE[section])}")
+        settings: Any = Night()
+        values: Any = content
+        for section in sections:
+            settings, values = getattr(settings, section, None), values.setdefault(section, {})
+        known = [f.name for f in fields(settings)] if is_dataclass(settings) else []
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else f"see `{sections[0]}` in params.yaml"
+            raise ValueError(f"--set {pair}: {'.'.join(sections)} has no {name!r}, {has}")
         try:
-            content.setdefault(section, {})[name] = yaml.safe_load(text)
+            values[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ValueError(f"--set {pair}: the value is no YAML ({str(error).splitlines()[0]})") from error
     return content

@@ -64,6 +64,7 @@ def run(
         from flows.arguments import read_arguments
 
         night = read_arguments(data, model, arms, settings, name)
+        night.as_params()  # whatever is nowhere is named before any run exists
         ready = _servers()
         from flows.nightly import Result, nightly
         from flows.terminal import without_tracebacks
@@ -73,6 +74,46 @@ def run(
             result = nightly(night)
             assert isinstance(result, Result)
         _show_result(result)
+
+
+@app.command()
+def annotate(
+    data: DataOption = "scenes",
+    settings: SetOption = None,
+    name: Annotated[str | None, typer.Option(help="The workspace, called after the data if left out.")] = None,
+) -> None:
+    """The masks of the calibration split alone: the data's own, or boxes by Florence-2 and masks in them by SAM 2, and a page of pictures.
+
+    Data without masks of their own get them made; those of data that have some are made anew by `masks.source=generated`, and compared.
+    The models are folders or ids on the Hugging Face Hub.
+
+    Examples:
+
+    - `headwise annotate --data ~/pictures`
+    - `headwise annotate --data photos --set masks.source=generated`
+    - `headwise annotate --data ~/pictures --set masks.grounding.model=~/models/florence-2 --set masks.segmentation.model=~/models/sam2`
+    """
+    with plain_errors():
+        from flows.arguments import read_arguments
+
+        parameters = read_arguments(data, EMBEDDED, "top", settings, name)
+        parameters.as_params()
+        ready = _servers()
+        from flows.annotate import Annotation, Annotations
+        from flows.annotate import annotate as annotate_flow
+        from flows.terminal import without_tracebacks
+
+        own = name or f"masks-{parameters.name}"
+        annotation = Annotation(images=parameters.images, masks=parameters.masks, shards=parameters.shards, name=own)
+        ready()
+        with without_tracebacks():
+            result = annotate_flow(annotation)
+            assert isinstance(result, Annotations)
+        for title, rows in (("Masks", result.states), ("Key masks against the data's own", result.agreement)):
+            if rows:
+                _print_table(title, tuple(rows[0]), [tuple(map(str, row.values())) for row in rows])
+        _console().print(f"recomputed: {', '.join(result.recomputed) or 'nothing'}", markup=False, highlight=False)
+        _console().print(f"report: {result.report}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -96,6 +137,7 @@ def controls(
         refuse(settings or (), CHOSEN, "the controls choose it themselves; see --data and --seeds")
         kinds = read_kinds(data)
         parameters = read_arguments(kinds[0], model, arms, settings)
+        parameters.as_params()
         ready = _servers()
         from flows.controls import controls as controls_flow
         from flows.terminal import without_tracebacks
@@ -162,10 +204,14 @@ def data(
     Optional: `id`; `phrase` (the object that the answer is about); `task` (`caption` for descriptions: their perplexity is the target;
     any other name groups closed questions); `split` (`calibration`, `evaluation`, `forgetting`; else shared out by image).
 
-    To score heads it also needs `objects.parquet`, a row per object: `image` (as in the index), `object` (int32, from 0), `phrase` (as in
-    the index, for a caption every object counts), `height` and `width` (int32, of the image), and `rle` (text), which pycocotools gives:
+    Exact masks of its objects, where there are any, are `objects.parquet`, a row per object: `image` (as in the index), `object` (int32,
+    from 0), `phrase` (as in the index, for a caption every object counts), `height` and `width` (int32, of the image), and `rle` (text),
+    which pycocotools gives:
 
     `pycocotools.mask.encode(numpy.asfortranarray(mask.astype("uint8")))["counts"].decode()`
+
+    or COCO's `instances.json` (images by `file_name` as in the index), and beside it, if you like, RefCOCO's expressions as `refs.json`.
+    Where there are none of these, Florence-2 and SAM 2 make the masks: see `headwise annotate`.
 
     Examples:
 

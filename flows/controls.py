@@ -14,9 +14,9 @@ from pydantic import AfterValidator, Field
 
 from flows.environment import state
 from flows.graph import StageFailed
-from flows.nightly import EVALUATIONS, arm_stages, read_answers, shared_stages, started
+from flows.nightly import EVALUATIONS, arm_stages, night_stages, read_answers, shared_stages
 from flows.parameters import COMPOSED, DEFAULTS, Kinds, Parameters, distinct
-from flows.pipeline import Pipeline
+from flows.pipeline import Pipeline, started
 from flows.workspace import CONTROLS as WORKSPACE
 from headwise.evaluation.compare import Comparison, compare, paired
 from headwise.evaluation.conditions import check_conditions
@@ -90,7 +90,7 @@ def run_cell(seed: int, settings: Parameters) -> Cell:
         calibration=replace(settings.calibration, seed=seed),
     )
     try:
-        with started(f"{WORKSPACE}{kind}-{seed}", parameters) as pipeline:
+        with started(f"{WORKSPACE}{kind}-{seed}", parameters, night_stages(parameters)) as pipeline:
             pipeline.run(shared_stages(parameters))
             base = read_answers(pipeline.workspace.folder, BASE)
             return {BASE: base, **{arm: _answers_or_reason(pipeline, arm, base) for arm in parameters.arms}}

@@ -8,11 +8,11 @@ from tempfile import TemporaryDirectory
 import polars as pl
 
 from flows.lineage import read_lineage, report_ids
-from flows.parameters import EMBEDDED, Night, weights
+from flows.parameters import EMBEDDED, Night, located_masks, mask_weights, weights
 from flows.promotion import shortfalls
 from flows.workspace import UNFINISHED, find_run
 from headwise.data import Progress, check_data, write_data
-from headwise.examples import check_bad_share, read_examples
+from headwise.examples import Example, check_bad_share, read_examples
 from headwise.files import read_table
 from headwise.masks.exact import exact_masks
 from headwise.scores.schema import HEADS, HEADS_FILE
@@ -69,7 +69,7 @@ def write_run_report(name: str | None, out: Path | None) -> Path:
 @dataclass(frozen=True)
 class Trial:
     """A data set that was built aside: its examples by split and task, the examples left out with their reasons, why a run on it would
-    fail if it would, and why no adapter could become champion on it.
+    fail if it would (such as models that have to make masks and are nowhere), and why no adapter could become champion on it.
     """
 
     columns: Columns
@@ -90,22 +90,22 @@ def try_data(night: Night, progress: Progress) -> Trial:
         bad = write_data(source, folder, progress)
         examples = read_examples(folder)
         calibration = [e for e in examples if e.split == "calibration"]
-        masks, unusable = exact_masks(folder, calibration, replace(night.masks, max_bad_share=1))
-    usable = masks.filter(pl.col("key") & pl.col("reason").is_null())
+        scored, unusable = _scorable(folder, calibration, night)
     refusal = None
     try:
         check_bad_share(bad, len(bad) + len(examples), source.max_bad_share)
         check_data(examples, night.calibration, night.scores.min_images)
         check_bad_share(unusable, len(calibration), night.masks.max_bad_share)
-        if (number := usable["image"].n_unique()) < night.scores.min_images:
+        if scored is None:
+            mask_weights(located_masks(night.masks, source))
+        elif (number := len({e.image for e in calibration if e.id in scored})) < night.scores.min_images:
             raise ValueError(
                 f"{number} images of split 'calibration' have a usable mask of a key object, the heads need scores.min_images = "
                 f"{night.scores.min_images} to be scored: add images or masks to them, or lower the number"
             )
     except ValueError as error:
         refusal = str(error)
-    scored = set(usable["example_id"])
-    shown = [(e.split, e.task, e.image, e.id in scored if e.split == "calibration" else None) for e in examples]
+    shown = [(e.split, e.task, e.image, e.id in scored if scored is not None and e.split == "calibration" else None) for e in examples]
     schema = {"split": pl.String, "task": pl.String, "image": pl.String, "scored": pl.Boolean}
     groups = pl.DataFrame(shown, schema=schema, orient="row").group_by("split", "task")
     scorable = pl.when(pl.col("scored").count() > 0).then(pl.col("scored").sum()).alias("scored")
@@ -113,6 +113,14 @@ def try_data(night: Night, progress: Progress) -> Trial:
     rows = [tuple("-" if value is None else str(value) for value in row) for row in counts.iter_rows()]
     columns = ("split", "task", "examples", "images", "with a usable mask")
     return Trial(columns, rows, bad | unusable, refusal, shortfalls(examples, night.promotion.margin))
+
+
+def _scorable(folder: Path, calibration: Sequence[Example], night: Night) -> tuple[set[str] | None, dict[str, str]]:
+    """The examples with a usable mask of a key object, and those with none by their reasons; None where the masks are yet to be made."""
+    if located_masks(night.masks, night.images).source == "generated":
+        return None, {}
+    masks, unusable = exact_masks(folder, calibration, replace(night.masks, max_bad_share=1))
+    return set(masks.filter(pl.col("key") & pl.col("reason").is_null())["example_id"]), unusable
 
 
 def known_families() -> tuple[str, Columns, Cells]:

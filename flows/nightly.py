@@ -1,21 +1,17 @@
 """The nightly flow: from images to a promoted adapter."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.artifacts import publish_heat_map, publish_verdict
-from flows.graph import remove_leftovers, stale_stages
 from flows.lineage import LINEAGE, judgement_digest, read_lineage, report_ids, write_lineage
 from flows.parameters import Night, Parameters, located
-from flows.pipeline import Pipeline
+from flows.pipeline import Pipeline, annotation_stages, started
 from flows.promotion import Verdict, against_base, against_champion, against_uncommitted, verdict
 from flows.registry import (
     BASE_TAG,
@@ -30,9 +26,6 @@ from flows.registry import (
     read_adapter,
     registered_name,
 )
-from flows.terminal import stage_bar
-from flows.tracking import open_client, recorded
-from flows.workspace import Workspace, open_workspace
 from headwise.evaluation.compare import Comparison, compare
 from headwise.evaluation.conditions import check_conditions
 from headwise.evaluation.statistics import Statistics
@@ -69,34 +62,25 @@ def nightly(settings: Night = NIGHT) -> Result:
         settings: What is computed, when the adapter becomes the champion, and in which workspace.
     """
     candidate, *controls = settings.arms
-    with started(settings.name, settings) as pipeline:
+    with started(settings.name, settings, night_stages(settings)) as pipeline:
         pipeline.run([*shared_stages(settings), *arm_stages(candidate)])
         failed = {arm: reason for arm in controls if (reason := pipeline.attempt(arm_stages(arm)))}
         return conclude(pipeline, settings, failed)
 
 
-@contextmanager
-def started(name: str, parameters: Parameters) -> Iterator[Pipeline]:
-    """The run's clone and its MLflow run, open together; outputs of arms that this run does not have are put away."""
-    params = parameters.as_params()
-    planned = [*shared_stages(parameters), *(stage for arm in parameters.arms for stage in arm_stages(arm))]
-    with open_workspace(name, params) as workspace, ThreadPoolExecutor(1) as beside:
-        remove_leftovers(workspace.folder, planned)
-        stale = beside.submit(stale_stages, workspace.folder)  # DVC looks while MLflow opens its store; each takes seconds
-        client = open_client()
-        with recorded(client, name, _tags(workspace)) as record, stage_bar(len(planned)) as show:
-            found = stale.result()
-            yield Pipeline(workspace, record, show, frozenset() if found is None else frozenset(planned) - found)
-
-
 def shared_stages(parameters: Parameters) -> list[str]:
     """Images, masks, the attention on them in shards, the scores, and the answers of the model as it is."""
-    return ["images", "masks", *(f"attention@{shard}" for shard in parameters.shards), "scores", "baseline"]
+    return [*annotation_stages(parameters.shards), *(f"attention@{shard}" for shard in parameters.shards), "scores", "baseline"]
 
 
 def arm_stages(arm: str) -> list[str]:
     """Select the arm's layers, train a LoRA on them, evaluate the calibrated model."""
     return [f"selection@{arm}", f"calibration@{arm}", f"evaluation@{arm}"]
+
+
+def night_stages(parameters: Parameters) -> list[str]:
+    """Every stage of a night."""
+    return [*shared_stages(parameters), *(stage for arm in parameters.arms for stage in arm_stages(arm))]
 
 
 def read_answers(folder: Path, arm: str) -> pl.DataFrame:
@@ -139,7 +123,7 @@ def conclude(pipeline: Pipeline, settings: Night, failed: Mapping[str, str]) -> 
         code = pipeline.workspace.uncommitted_code
         found = verdict([against_base(comparisons[candidate], settings.promotion.margin), *rival.verdicts, *against_uncommitted(code)])
         judged = {"judgement": digest, "rules": rules, "verdict": found.sentence, "failed": failed}
-        write_lineage(pipeline.workspace, pipeline.outcomes, _ids(pipeline), judged)
+        write_lineage(pipeline.workspace, pipeline.outcomes, pipeline.ids, judged)
         _publish_heat_map(folder, candidate)
         _write_report(pipeline)
         _record(pipeline, comparisons, found.sentence)
@@ -207,20 +191,3 @@ def _record(pipeline: Pipeline, comparisons: Mapping[str, Sequence[Comparison]],
     publish_verdict(sentence, comparisons)
     pipeline.record.file(pipeline.workspace.folder / LINEAGE)
     pipeline.record.tags({"verdict": sentence, "recomputed": ", ".join(pipeline.recomputed) or "nothing"})
-
-
-def _ids(pipeline: Pipeline) -> dict[str, str]:
-    return {
-        "commit": pipeline.workspace.commit,
-        "prefect_flow_run": str(flow_run.id),
-        "mlflow_run": pipeline.record.run_id,
-    }
-
-
-def _tags(workspace: Workspace) -> dict[str, str]:
-    return {
-        "git.commit": workspace.commit,
-        "git.dirty": str(bool(workspace.uncommitted)).lower(),
-        "workspace": workspace.name,
-        "prefect.flow_run": str(flow_run.id),
-    }

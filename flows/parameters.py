@@ -5,7 +5,7 @@
 
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -15,10 +15,12 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 
 from headwise.calibration.settings import Lora
-from headwise.data import COMPOSED, Composed, DataSource, photographs
+from headwise.data import COMPOSED, MASK_FILES, Composed, DataSource, has_masks, photographs
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.statistics import Statistics
-from headwise.masks.quality import MaskQuality
+from headwise.files import sha256_tree
+from headwise.hub import TRANSFORMERS_FILES, weights_folder
+from headwise.masks.settings import Masks, weights_folders
 from headwise.observation import EMBEDDED, Observation
 from headwise.scores.head_impact import HeadImpact
 from headwise.selection import Arm, Criterion
@@ -66,7 +68,7 @@ class Parameters:
     """Everything that decides what a run computes: one frozen settings class per stage, and the two lists that `dvc.yaml` expands."""
 
     images: Annotated[DataSource, Field(description="The data: drawn scenes, composed photographs, or a folder of your own")] = DataSource()
-    masks: Annotated[MaskQuality, Field(description="Which objects' masks are good enough")] = MaskQuality()
+    masks: Annotated[Masks, Field(description="Where the masks of the objects come from, and which are good enough")] = Masks()
     attention: Annotated[Observation, Field(description="Which model is observed, and how")] = Observation()
     scores: Annotated[HeadImpact, Field(description="How attention and masks become a score per head")] = HeadImpact()
     selection: Annotated[Criterion, Field(description="By which score, and how many layers")] = Criterion()
@@ -78,15 +80,22 @@ class Parameters:
 
     def as_params(self) -> dict[str, Any]:
         """The content of `params.yaml`: these fields with folders named from the root, and what DVC derives from them: `source` and
-        `weights`, the files to watch, `photographs`, the digest of those installed, and `evaluated`, the arms to ask.
+        `weights`, the files to watch, `photographs` and `mask_weights`, digests of what lies elsewhere, and `evaluated`, the arms to ask.
 
-        Raises ValueError if the data or the model named here is nowhere, or the photographs are not installed, with the command for it.
+        Raises ValueError if the data or a model named here is nowhere, or the photographs are not installed, with the command for it.
         """
         plain = TypeAdapter(Parameters).dump_python(self, mode="json")
-        watched = {"source": source(self.images), "weights": weights(self.attention.model), "evaluated": list(self.arms)}
+        masks = located_masks(self.masks, self.images)
+        watched = {
+            "source": source(self.images),
+            "mask_weights": mask_weights(masks),
+            "weights": weights(self.attention.model),
+            "evaluated": list(self.arms),
+        }
         watched["photographs"] = photographs(self.images).digest() if self.images.kind == "photos" else ""
         named = {field: _from_root(given) for field in FOLDERS if (given := getattr(self.images, field))}
         images = {**plain["images"], **named}
+        plain["masks"] = TypeAdapter(Masks).dump_python(masks, mode="json")
         return {**plain, "images": images, "attention": {**plain["attention"], "model": located(self.attention.model)}, **watched}
 
 
@@ -185,21 +194,30 @@ def weights(model: str) -> str:
         return str(folder)
     if Path(model).expanduser().is_dir() or model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise ValueError(f"model {model!r}: neither {EMBEDDED!r}, nor a folder with a config.json, nor an id on the Hugging Face Hub")
-    return _snapshot(model)
+    return str(weights_folder(model, TRANSFORMERS_FILES))
 
 
-def _snapshot(model: str) -> str:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def located_masks(masks: Masks, images: DataSource) -> Masks:
+    """Where the masks come from, decided: the data's own, or models, whose folders are named from the root.
 
-    try:
-        return snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"model {model!r}: not a folder, and not to be had from the Hugging Face Hub ({_first_line(error)})") from error
+    Raises ValueError if the data's own are asked for and there are none.
+    """
+    exact = has_masks(images)
+    if masks.source == "exact" and not exact:
+        raise ValueError(f"masks.source = exact, and {images.path} has neither {' nor '.join(MASK_FILES)}; see `headwise data --help`")
+    if masks.source == "exact" or (masks.source == "auto" and exact):
+        return replace(masks, source="exact")
+    grounding, segmentation = (replace(part, model=_from_root_if_there(part.model)) for part in (masks.grounding, masks.segmentation))
+    return replace(masks, source="generated", grounding=grounding, segmentation=segmentation)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def mask_weights(masks: Masks) -> dict[str, str]:
+    """The SHA-256 of the weights that make the masks; empty where they are exact. Raises ValueError if they are nowhere."""
+    return {} if masks.source == "exact" else {part: sha256_tree(folder) for part, folder in weights_folders(masks).items()}
+
+
+def _from_root_if_there(model: str) -> str:
+    return _from_root(model) if Path(model).expanduser().is_dir() else model
 
 
 def validated(adapter: TypeAdapter[T], content: object, name: str = "") -> T:

@@ -1,15 +1,20 @@
 """The stages of one clone, run one after the other, each recorded in MLflow and shown in Prefect."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from prefect import get_run_logger
+from prefect.runtime import flow_run
 
 from flows.artifacts import publish_table
-from flows.graph import Outcome, StageFailed, StageRun, read_lock, remove_leftovers
+from flows.graph import Outcome, StageFailed, StageRun, read_lock, remove_leftovers, stale_stages
+from flows.parameters import Parameters
 from flows.stage import run_stage
 from flows.summaries import stage_metrics, stage_table
-from flows.tracking import Record
-from flows.workspace import Workspace
+from flows.terminal import stage_bar
+from flows.tracking import Record, open_client, recorded
+from flows.workspace import Workspace, open_workspace
 
 
 class Pipeline:
@@ -29,6 +34,11 @@ class Pipeline:
     def recomputed(self) -> list[str]:
         """The stages whose command ran."""
         return [name for name, outcome in self.outcomes.items() if outcome == "computed"]
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """By what the run is known: to git, Prefect and MLflow."""
+        return {"commit": self.workspace.commit, "prefect_flow_run": str(flow_run.id), "mlflow_run": self.record.run_id}
 
     def run(self, names: Iterable[str]) -> None:
         """Bring stages up to date, one after the other, and log the parameters, metrics and digests of each.
@@ -62,3 +72,30 @@ class Pipeline:
         tags = {"git.commit": self.workspace.commit, "outcome": run.outcome, "workspace": self.workspace.name}
         self.record.stage(run.name, locked, {**stage_metrics(run.name, outputs), "seconds": run.seconds}, tags)
         publish_table(run.name, stage_table(run.name, outputs))
+
+
+@contextmanager
+def started(name: str, parameters: Parameters, planned: Sequence[str]) -> Iterator[Pipeline]:
+    """The run's clone and its MLflow run, open together; outputs of stages that this run does not have are put away."""
+    params = parameters.as_params()
+    with open_workspace(name, params) as workspace, ThreadPoolExecutor(1) as beside:
+        remove_leftovers(workspace.folder, planned)
+        stale = beside.submit(stale_stages, workspace.folder)  # DVC looks while MLflow opens its store; each takes seconds
+        client = open_client()
+        with recorded(client, name, _tags(workspace)) as record, stage_bar(len(planned)) as show:
+            found = stale.result()
+            yield Pipeline(workspace, record, show, frozenset() if found is None else frozenset(planned) - found)
+
+
+def annotation_stages(shards: Iterable[int]) -> list[str]:
+    """Images, and the masks of their objects in shards."""
+    return ["images", *(f"masks@{shard}" for shard in shards)]
+
+
+def _tags(workspace: Workspace) -> dict[str, str]:
+    return {
+        "git.commit": workspace.commit,
+        "git.dirty": str(bool(workspace.uncommitted)).lower(),
+        "workspace": workspace.name,
+        "prefect.flow_run": str(flow_run.id),
+    }

@@ -11,7 +11,7 @@ from headwise.attention.schema import PART
 from headwise.evaluation.table import METRICS_FILE
 from headwise.examples import EXAMPLES, INDEX
 from headwise.files import read_json, read_table
-from headwise.masks.table import MASKS, MASKS_FILE
+from headwise.masks.table import read_masks, written_shards
 from headwise.scores.schema import HEADS, HEADS_FILE, TESTS_FILE
 from headwise.selection import SELECTION_FILE
 
@@ -44,9 +44,17 @@ def _images(folder: Path) -> Rows:
     return counts.sort("split", "task").to_dicts()
 
 
+def mask_states(folder: Path) -> Rows:
+    """How many masks of all shards are usable, and how many are not, by the reason."""
+    return _states(read_masks(written_shards(folder)))
+
+
 def _masks(folder: Path) -> Rows:
-    masks = read_table(folder / MASKS_FILE, MASKS)
-    reason = pl.col("reason").str.replace_all(NUMBER, "…").fill_null("usable")
+    return _states(read_masks([folder]))
+
+
+def _states(masks: pl.DataFrame) -> Rows:
+    reason = pl.col("reason").str.split(":").list.first().str.replace_all(NUMBER, "…").fill_null("usable")
     counts = masks.group_by(reason.alias("state")).agg(masks=pl.len(), mean_area=pl.col("area").mean().round(4))
     return counts.sort("masks", descending=True).to_dicts()
 

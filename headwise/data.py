@@ -22,6 +22,7 @@ from headwise.cutouts import Photographs, compose_photograph, installed_photogra
 from headwise.examples import CAPTION, INDEX, OBJECTS, OBJECTS_FILE, BadExample, Example, decode_image, read_image, write_examples
 from headwise.files import read_table, write_table
 from headwise.masks import rle
+from headwise.masks.coco import INSTANCES, read_coco
 from headwise.scenes import compose_scene
 
 Progress = Callable[[int, int], None]
@@ -42,6 +43,8 @@ MAX_QUESTIONS = 3
 MIN_IMAGES = 2
 """Fewer images of a split say nothing about the spread between images, and so nothing about how sure a result is."""
 INDEX_LINES = "index.jsonl"
+MASK_FILES = (OBJECTS_FILE, INSTANCES)
+"""What a folder may have of exact masks; one without either gets masks made."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
@@ -53,7 +56,8 @@ class DataSource:
         Field(description="drawn scenes, composed photographs (Debian's Tux Paint stamps on wallpapers), or a folder of your own"),
     ] = "scenes"
     path: Annotated[
-        str, Field(description="for kind `folder`: a folder of images with index.jsonl or index.parquet, and objects.parquet (masks)")
+        str,
+        Field(description="for kind `folder`: a folder of images with index.jsonl or index.parquet, and its masks if it has any"),
     ] = ""
     cutouts: Annotated[
         str, Field(description="for kind `photos`: a folder of RGBA cut-outs (PNG) named in a text file beside each or by its file name")
@@ -74,6 +78,12 @@ class DataSource:
         for name, kinds in FIELDS_OF.items():
             if self.kind not in kinds and getattr(self, name) != getattr(DataSource, name):
                 raise ValueError(f"{name} is for {' and '.join(kinds)}, and the data are of kind {self.kind!r}")
+
+
+def has_masks(source: DataSource) -> bool:
+    """Whether the data have exact masks of their objects."""
+    root = Path(source.path).expanduser()
+    return source.kind in COMPOSED or any((root / name).is_file() for name in MASK_FILES)
 
 
 def photographs(source: DataSource) -> Photographs:
@@ -187,11 +197,6 @@ def _write_own(source: DataSource, folder: Path, progress: Progress) -> dict[str
     """Take over the user's images byte for byte; what cannot be used is left out with its reason."""
     root = Path(source.path).expanduser()
     rows = _read_index(root)
-    if not (root / OBJECTS_FILE).is_file():
-        raise ValueError(
-            f"{root}: no {OBJECTS_FILE}, so there are no masks to score the heads with: add one, with a row per object and the columns "
-            f"{', '.join(OBJECTS.names)} (the image as in the index, numbers from 0, the object's name, pixels, COCO run lengths)"
-        )
     ids = [f"{number:06d}" if row.get("id") is None else str(row["id"]) for number, row in enumerate(rows)]
     if len(set(ids)) < len(ids):
         twice = sorted({i for i in ids if ids.count(i) > 1})
@@ -290,8 +295,10 @@ def _answers(row: dict[str, object]) -> tuple[str, ...]:
 
 
 def _write_own_objects(root: Path, folder: Path, stored: dict[str, str]) -> None:
-    """Take over the masks, under the images' new names."""
-    own = read_table(root / OBJECTS_FILE, OBJECTS)
+    """Take over the exact masks where there are any, under the images' new names."""
+    if not (root / OBJECTS_FILE).is_file() and not (root / INSTANCES).is_file():
+        return
+    own = read_table(root / OBJECTS_FILE, OBJECTS) if (root / OBJECTS_FILE).is_file() else read_coco(root, stored)
     kept = own.filter(pl.col("image").is_in(list(stored))).with_columns(pl.col("image").replace_strict(stored, return_dtype=pl.String))
     kept = kept.unique(["image", "object"], keep="first", maintain_order=True)  # copies of an image, each with its objects
     write_table(kept, folder / OBJECTS_FILE, OBJECTS)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from transformers import FastVlmForConditionalGeneration, LlavaProcessor, get_cosine_schedule_with_warmup
 
+from headwise.checkpoints import quiet
 from headwise.compositions import Composition, Question
 from headwise.cutouts import Photographs, compose_photograph
 from headwise.files import new_file
@@ -28,7 +29,6 @@ from headwise.layout import View
 from headwise.scenes import compose_scene, descriptions
 from headwise.segments import coverage
 from headwise.smol import NAME
-from headwise.vlm import quiet
 
 TARGETS = (
     r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"

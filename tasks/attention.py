@@ -1,6 +1,5 @@
 """The attention step, one shard of it: data/images -> data/attention/shard=NN. Run it with `python -m tasks.attention --shard N`."""
 
-from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +16,7 @@ from headwise.examples import INDEX, BadExample, Example, check_bad_share, open_
 from headwise.files import new_folder, write_manifest
 from headwise.observation import Observation
 from headwise.vlm import VLM, encode, load_vlm, revision
-from tasks.command import plain_errors, read_settings
+from tasks.command import plain_errors, read_settings, read_shard
 from tasks.progress import progress_bar
 
 IMAGES, ATTENTION_FOLDER = Path("data/images"), Path("data/attention")
@@ -108,14 +107,8 @@ def _chunks(items: Sequence[T], size: int) -> Iterator[tuple[int, Sequence[T]]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Observe the shard that the command line names, one of params.yaml's `shards`."""
-    parser = ArgumentParser(prog="python -m tasks.attention", description=__doc__)
-    parser.add_argument("--shard", type=int, required=True, help="one of params.yaml's shards")
-    shard = parser.parse_args(arguments).shard
-    shards = read_settings("shards", list[int])
-    if shard not in shards:
-        raise ValueError(f"shard {shard} is none of params.yaml's shards {shards}")
-    observation = read_settings("attention", Observation)
-    write_attention(IMAGES, ATTENTION_FOLDER / f"shard={shard:02d}", observation, shards.index(shard), len(shards))
+    shard, place, number = read_shard("python -m tasks.attention", __doc__, arguments)
+    write_attention(IMAGES, ATTENTION_FOLDER / f"shard={shard:02d}", read_settings("attention", Observation), place, number)
 
 
 if __name__ == "__main__":

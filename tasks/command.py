@@ -2,7 +2,8 @@
 
 import sys
 import traceback
-from collections.abc import Iterator
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +30,19 @@ def read_settings(section: str, type_: type[T]) -> T:
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given {e['input']!r})" for e in error.errors())
         raise ValueError(f"{PARAMS}, section {section!r}: {wrong}") from error
+
+
+def read_shard(program: str, description: str | None, arguments: Sequence[str] | None) -> tuple[int, int, int]:
+    """The shard that the command line names, its place among params.yaml's `shards`, and how many those are. Raises ValueError if it is
+    none of them.
+    """
+    parser = ArgumentParser(prog=program, description=description)
+    parser.add_argument("--shard", type=int, required=True, help=f"one of {PARAMS}'s shards")
+    shard = parser.parse_args(arguments).shard
+    shards = read_settings("shards", list[int])
+    if shard not in shards:
+        raise ValueError(f"shard {shard} is none of {PARAMS}'s shards {shards}")
+    return shard, shards.index(shard), len(shards)
 
 
 @contextmanager

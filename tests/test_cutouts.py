@@ -16,10 +16,8 @@ from headwise.examples import read_examples
 NAMES = [f"{colour} {thing}" for colour in ("red", "blue", "green", "pink") for thing in ("apple", "boat", "cat", "drum", "egg", "fork")]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two folders, below one whose name says nothing about what they show."""
-    root = tmp_path_factory.mktemp("people")
+def write_photographs(root: Path) -> Path:
+    """Two folders, of cut-outs and of backgrounds."""
     rng = np.random.default_rng(0)
     for number, name in enumerate(NAMES):
         pixels = np.zeros((60, 40 + number, 4), dtype=np.uint8)
@@ -33,6 +31,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(path)
     return root
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Below a folder whose name says nothing about what they show."""
+    return write_photographs(tmp_path_factory.mktemp("people"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from headwise.calibration.settings import Lora
-from headwise.data import DataSource, check_data, write_data
+from headwise.data import DataSource, check_data, has_masks, write_data
 from headwise.examples import OBJECTS, Example, read_examples
 from headwise.files import read_table, sha256_tree, write_table
 from headwise.masks import rle
@@ -160,11 +160,29 @@ def test_lines_that_are_no_text_are_named(tmp_path: Path) -> None:
         write(source, tmp_path / "out")
 
 
-def test_a_folder_without_masks_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_folder_without_masks_is_taken_as_it_is(tmp_path: Path) -> None:
     source = own_folder(tmp_path, [row(0)])
+    assert has_masks(source) and has_masks(DataSource())
     (tmp_path / "own" / "objects.parquet").unlink()
-    with pytest.raises(ValueError, match=r"no objects\.parquet.*image, object, phrase, height, width, rle"):
-        write(source, tmp_path / "out")
+    assert not has_masks(source)
+    write(source, tmp_path / "out")
+    assert not (tmp_path / "out" / "objects.parquet").exists()
+
+
+def test_coco_annotations_are_masks_under_the_images_new_names(tmp_path: Path) -> None:
+    source = own_folder(tmp_path, [row(0, phrase="cat"), row(1)])
+    (tmp_path / "own" / "objects.parquet").unlink()
+    images = [{"id": n, "file_name": f"{n}.png", "height": 20, "width": 30} for n in range(3)]
+    square = [[5, 5, 15, 5, 15, 15, 5, 15]]
+    annotations = [{"id": n, "image_id": n, "category_id": 7, "segmentation": square} for n in range(3)]
+    content = {"images": images, "categories": [{"id": 7, "name": "cat"}], "annotations": annotations}
+    (tmp_path / "own" / "instances.json").write_text(json.dumps(content))
+    assert has_masks(source)
+    write(source, tmp_path / "out")
+    stored = {example.image for example in read_examples(tmp_path / "out")}
+    objects = read_table(tmp_path / "out" / "objects.parquet", OBJECTS)
+    assert set(objects["image"]) == stored and len(stored) == 2 and set(objects["phrase"]) == {"cat"}
+    assert rle.decode(objects["rle"][0], 20, 30).sum() == 100
 
 
 def test_copies_are_one_image_with_its_objects_once(tmp_path: Path) -> None:

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headwise.examples import BadExample, Example, check_bad_share, decode_image, image_path, open_image, read_examples, write_examples
+from headwise.examples import (
+    BadExample,
+    Example,
+    causes,
+    check_bad_share,
+    decode_image,
+    image_path,
+    open_image,
+    read_examples,
+    write_examples,
+)
 
 
 def encoded(image: Image.Image, format_: str = "PNG", **options: object) -> bytes:
@@ -117,3 +127,8 @@ def test_the_share_of_bad_examples_decides() -> None:
         check_bad_share(bad, 99, 0.05)
     with pytest.raises(ValueError, match="5 of 5"):
         check_bad_share(bad, 5, 1.0)
+
+
+def test_reasons_are_counted_by_their_causes() -> None:
+    assert causes(["b: 1", "a: 2", "b: 3: 4"]) == {"b": 2, "a": 1}
+    assert list(causes(["a: 1", "b: 2", "b: 3"])) == ["b", "a"]

@@ -155,7 +155,7 @@ def test_lineage_names_the_run_that_computed(night: Night) -> None:
 def test_the_report_and_prefects_artifacts_are_there(night: Night) -> None:
     assert "<html" in night.first.report.read_text(encoding="utf-8").lower()
     with get_client(sync_client=True) as client:
-        wanted = ["images", "masks", "scores", "attention-0", "evaluation-top", "baseline", "heat-map", "verdict"]
+        wanted = ["images", "masks-0", "scores", "attention-0", "evaluation-top", "baseline", "heat-map", "verdict"]
         chosen = ArtifactFilter(key=ArtifactFilterKey(any_=wanted))
         found = {artifact.key: artifact for artifact in client.read_artifacts(artifact_filter=chosen)}
     assert set(found) == set(wanted)

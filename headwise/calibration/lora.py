@@ -22,9 +22,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from headwise.calibration.adapter import restored_flags, weights_digest
 from headwise.calibration.settings import Lora
+from headwise.checkpoints import quiet
 from headwise.examples import BadExample, Example, check_bad_share
 from headwise.likelihood import answer_logits, open_referenced, read_answers
-from headwise.vlm import VLM, Batch, encode, quiet
+from headwise.vlm import VLM, Batch, encode
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 MAX_GRADIENT_NORM = 1.0

@@ -1,6 +1,13 @@
 """masks.parquet: one row per example and object, whoever made the mask; an object that was dropped keeps its row with the reason."""
 
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headwise.files import read_table
 
 MASKS = pa.schema(
     [
@@ -14,14 +21,34 @@ MASKS = pa.schema(
         ("box", pa.list_(pa.float32())),
         ("rle", pa.string()),
         ("predicted_iou", pa.float32()),
+        ("stability", pa.float32()),
         ("area", pa.float32()),
         ("source", pa.string()),
         ("reason", pa.string()),
     ]
 )
 """`image`: its path in the data set, the unit of the statistics. `key`: the answer is about this object. `height` and `width` in pixels of
-the image; `box` = [x0, y0, x1, y1] in pixels, x1 and y1 exclusive; `rle`: COCO run lengths in ascii, column-major; `predicted_iou`: the
-segmenter's own estimate, null where the mask is exact; `area`: share of the image in [0, 1]; `source`: who made the mask; `reason`: why the
-mask is not to be used, null if it is. An example that is about no object has a single row, all about the object null, with that reason."""
+the image; `box` = [x0, y0, x1, y1] in pixels, x1 and y1 exclusive: around the mask where it is exact, else the box that was asked for;
+`rle`: COCO run lengths in ascii, column-major; `predicted_iou` (the segmenter's own estimate) and `stability` are null where the mask is
+exact; `area`: share of the image in [0, 1]; `source`: who made the mask; `reason`: why the mask is not to be used, null if it is. An
+example without a key object has a row about the object null, with that reason."""
 
 MASKS_FILE = "masks.parquet"
+
+
+def masks_writer(path: Path) -> pq.ParquetWriter:
+    """A writer of row groups of this table."""
+    return pq.ParquetWriter(path, MASKS, compression="zstd")
+
+
+def written_shards(folder: Path) -> list[Path]:
+    """The shards of masks in `data/masks`, in their order."""
+    return sorted(path.parent for path in folder.glob(f"shard=*/{MASKS_FILE}"))
+
+
+def read_masks(shards: Iterable[Path]) -> pl.DataFrame:
+    """The masks of all shards, as one table. Raises ValueError naming a file that is missing or broken."""
+    files = [folder / MASKS_FILE for folder in shards]
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise ValueError(f"no masks in {missing[0]}: run the masks step for each shard of params.yaml")
+    return pl.concat([read_table(file, MASKS) for file in files])

@@ -17,7 +17,7 @@ from headwise.attention.schema import ATTENTION, PART
 from headwise.examples import INDEX, BadExample, Example, open_image, read_examples
 from headwise.files import read_table
 from headwise.masks.rle import decode
-from headwise.masks.table import MASKS, MASKS_FILE
+from headwise.masks.table import read_masks, written_shards
 from headwise.report.overlays import Head, draw_outline, mean_map, paint_attention, share_inside
 
 SIDE = 320
@@ -63,7 +63,7 @@ def draw_gallery(data: Path, folder: Path, top: Sequence[Head], bottom: Sequence
     The draw is seeded: the same artefacts give the same examples. Writes three JPEG files each into `folder`.
     """
     parts = sorted((data / "attention").glob(f"shard=*/{PART}"))
-    masks = _key_masks(data / "masks" / MASKS_FILE)
+    masks = _key_masks(data / "masks")
     examples = _calibration_examples(data / "images")
     ids = sorted(_observed(parts) & examples.keys() & masks.keys())
     random.Random(0).shuffle(ids)
@@ -86,11 +86,11 @@ def _calibration_examples(folder: Path) -> dict[str, Example]:
     return {example.id: example for example in read_examples(folder) if example.image and example.split == "calibration"}
 
 
-def _key_masks(path: Path) -> dict[str, pl.DataFrame]:
+def _key_masks(folder: Path) -> dict[str, pl.DataFrame]:
     """Per example, the usable masks of what the answer is about."""
-    if not path.is_file():
+    if not (shards := written_shards(folder)):
         return {}
-    usable = read_table(path, MASKS).filter(pl.col("key") & pl.col("reason").is_null() & pl.col("rle").is_not_null())
+    usable = read_masks(shards).filter(pl.col("key") & pl.col("reason").is_null() & pl.col("rle").is_not_null())
     return {str(example_id): rows for (example_id,), rows in usable.group_by("example_id", maintain_order=True)}
 
 

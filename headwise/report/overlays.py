@@ -89,9 +89,11 @@ def paint_attention(
     return draw_outline(mixed.astype(np.uint8), mask)
 
 
-def draw_outline(image: UInt8[np.ndarray, "rows columns 3"], mask: Bool[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "rows columns 3"]:
-    """The mask's border in cyan, which inferno does not hold, with a dark rim outside it, so that it shows on any ground."""
+def draw_outline(
+    image: UInt8[np.ndarray, "rows columns 3"], mask: Bool[np.ndarray, "rows columns"], colour: tuple[int, int, int] = CYAN
+) -> UInt8[np.ndarray, "rows columns 3"]:
+    """The mask's border, in cyan, which inferno does not hold, with a dark rim outside it, so that it shows on any ground."""
     drawn = image.copy()
-    drawn[mask & ~binary_erosion(mask, iterations=3, border_value=1)] = CYAN
+    drawn[mask & ~binary_erosion(mask, iterations=3, border_value=1)] = colour
     drawn[binary_dilation(mask) & ~mask] = 16
     return drawn

@@ -6,17 +6,19 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from headwise.files import new_folder
+from headwise.report.contact_sheet import masks_section
 from headwise.report.records import bad_examples, manifest_table, statistical_tests, words
 from headwise.report.results import read_results, read_statistics
 from headwise.report.sections import heads_section, losses_section, overlays_section, read_scores, summary
 from headwise.report.themes import DARK, LIGHT
 
 GENERATOR = "Headwise report"
-PAGE, PICTURES = "index.html", ("charts", "overlays")
+PAGE, PICTURES = "index.html", ("charts", "masks", "overlays")
 CONTENTS = (
     ("results", "Before and after"),
     ("heads", "Where the heads look"),
     ("tests", "Statistical tests"),
+    ("masks", "The masks"),
     ("overlays", "Attention over the images"),
     ("losses", "The calibrations"),
     ("bad", "Examples left out"),
@@ -26,6 +28,7 @@ ABSENT = {
     "results": "There is no evaluation of both the uncalibrated model and a calibrated one yet.",
     "heads": "No head has been scored yet.",
     "tests": "No statistical test has been made yet.",
+    "masks": "No mask has been made yet.",
     "overlays": "No calibration example has an image, a usable mask and attention over the image yet.",
     "losses": "No layer has been calibrated yet.",
     "bad": "No step that came to its end left an example out.",
@@ -77,6 +80,7 @@ def _context(data: Path, folder: Path, run: Mapping[str, str]) -> dict[str, obje
         "heads": heads_section(scores, folder / "charts") if scores else None,
         "tests": statistical_tests(data / "scores" / "tests.json"),
         "overlays": overlays_section(data, scores, folder / "overlays") if scores else None,
+        "masks": masks_section(data, folder / "masks"),
         "losses": losses_section(data / "adapters", folder / "charts"),
         "bad": bad_examples(data),
         "manifests": manifest_table(data),

@@ -8,7 +8,7 @@ import polars as pl
 
 from headwise.examples import BAD
 from headwise.files import MANIFEST, read_json, read_table, sha256_file
-from headwise.masks.table import MASKS, MASKS_FILE
+from headwise.masks.table import read_masks, written_shards
 
 STAGES = ("images", "masks", "attention", "scores", "selections", "adapters", "evaluations")
 MAX_BAD_ROWS = 200
@@ -157,9 +157,8 @@ def _stage_place(folder: str) -> int:
 def bad_examples(data: Path) -> BadExamples | None:
     """Every example that a step left out, and every object without a usable mask; None if there is none."""
     frames = [_reasons(path, data) for path in sorted(data.glob("**/bad.parquet"))]
-    masks = data / "masks" / MASKS_FILE
-    if masks.is_file():
-        unusable = read_table(masks, MASKS).filter(pl.col("reason").is_not_null())
+    if shards := written_shards(data / "masks"):
+        unusable = read_masks(shards).filter(pl.col("reason").is_not_null())
         reason = pl.concat_str("phrase", "reason", separator=": ", ignore_nulls=True)
         frames.append(unusable.select(pl.lit("masks").alias("step"), "example_id", reason))
     found = pl.concat([frame.rename({frame.columns[-1]: "reason"}) for frame in frames]) if frames else pl.DataFrame()

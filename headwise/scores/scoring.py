@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headwise.attention.schema import SCALARS
+from headwise.examples import causes
 from headwise.files import new_file
 from headwise.layout import layout_name
 from headwise.scores.head_impact import HeadImpact
@@ -19,7 +20,7 @@ from headwise.scores.schema import EXAMPLE_SCORES, HEADS, IMPACTS
 from headwise.scores.sink_tokens import sink_tokens
 from headwise.scores.stability import DrawnMeans, HeadRanks, image_draws, layers_differ, stability_over_images, stability_over_thresholds
 from headwise.scores.stored import Heads, count_heads
-from headwise.scores.token_masks import Targets, causes, token_masks
+from headwise.scores.token_masks import Targets, token_masks
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The visual tokens that an example's objects cover: what a head that looks at them should look at."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from operator import itemgetter
@@ -47,11 +47,6 @@ class Targets:
     def num_images(self) -> int:
         """Different images among the examples that can be scored."""
         return len({target.image for target in self.examples.values()})
-
-
-def causes(reasons: Iterable[str]) -> dict[str, int]:
-    """How many reasons there are of each cause, the commonest first."""
-    return dict(Counter(reason.partition(":")[0] for reason in sorted(reasons)).most_common())
 
 
 def token_masks(masks: pl.DataFrame, layouts: Mapping[str, Layout | None], settings: HeadImpact) -> Targets:

@@ -2,7 +2,7 @@
 
 from headwise.vlm.encoding import Batch, decode_new, encode, generate, generate_ids, stop_ids
 from headwise.vlm.families import FAMILIES, VLM, Family
-from headwise.vlm.loading import adapt, load_vlm, model_path, quiet, revision, with_adapter
+from headwise.vlm.loading import adapt, load_vlm, model_path, revision, with_adapter
 
 __all__ = [
     "FAMILIES",
@@ -16,7 +16,6 @@ __all__ = [
     "generate_ids",
     "load_vlm",
     "model_path",
-    "quiet",
     "revision",
     "stop_ids",
     "with_adapter",

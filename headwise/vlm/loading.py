@@ -1,14 +1,10 @@
 """Load a model with its processor from a folder, from the Hub, or the embedded one."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
-from unittest.mock import patch
+from typing import Any
 
-import torch
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 from safetensors import SafetensorError
 from torch import nn
@@ -19,15 +15,12 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     PreTrainedConfig,
-    modeling_gguf_pytorch_utils,
 )
-from transformers.utils.logging import set_tqdm_hook, tqdm
 
+from headwise.checkpoints import Dtype, quiet, torch_device, torch_dtype
 from headwise.files import sha256_tree
 from headwise.observation import EMBEDDED
 from headwise.vlm.families import FAMILIES, VLM, Family
-
-Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 def load_vlm(source: str | Path, *, adapter: Path | None = None, dtype: Dtype = "auto", device: str = "auto") -> VLM:
@@ -38,15 +31,13 @@ def load_vlm(source: str | Path, *, adapter: Path | None = None, dtype: Dtype = 
     adapter is no PEFT folder.
     """
     path = model_path(source)
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    where = torch_device(device)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         family = _family(config, str(source))
         loader: Any = AutoModelForImageTextToText if family.layout else AutoModelForCausalLM
         with quiet():
-            model, loaded = loader.from_pretrained(
-                path, dtype=_torch_dtype(dtype, where), trust_remote_code=False, output_loading_info=True
-            )
+            model, loaded = loader.from_pretrained(path, dtype=torch_dtype(dtype, where), trust_remote_code=False, output_loading_info=True)
         processor = (AutoProcessor if family.layout else AutoTokenizer).from_pretrained(path, trust_remote_code=False)
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
@@ -84,20 +75,6 @@ def with_adapter(model: nn.Module, adapter: Path) -> PeftModel:
     return adapted
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without what is no news: progress bars where no terminal shows them (in a log every step of a bar is a line), and PEFT 0.21 asking
-    transformers 5.23 for `is_gradient_checkpointing`, an attribute that got another name. Warning filters set inside end with the block.
-    """
-    before = set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": None}))  # None: tqdm looks for the terminal itself
-    try:
-        with warnings.catch_warnings(), patch.object(modeling_gguf_pytorch_utils, "tqdm", tqdm):  # the one bar that evades the hook
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            yield
-    finally:
-        set_tqdm_hook(before)
-
-
 def model_path(source: str | Path) -> str:
     """The source as transformers takes it; the embedded model becomes its folder. Raises ValueError on a path where nothing is."""
     if source == EMBEDDED:
@@ -125,12 +102,3 @@ def _family(config: PreTrainedConfig, source: str) -> Family:
     if config.get_text_config().is_encoder_decoder:
         raise ValueError(f"{source}: its language model is an encoder with a decoder; Headwise reads decoders alone")
     return FAMILIES[config.model_type]
-
-
-def _torch_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    if dtype != "auto":
-        return getattr(torch, dtype)
-    if device.type != "cpu":
-        return torch.bfloat16
-    amx, avx512 = torch.cpu._is_amx_tile_supported, torch.cpu._is_avx512_bf16_supported  # pyright: ignore[reportPrivateUsage]
-    return torch.bfloat16 if amx() or avx512() else torch.float32

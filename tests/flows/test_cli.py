@@ -32,7 +32,7 @@ def test_the_flow_is_imported_without_a_model_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["run", "controls", "heads", "report", "data", "models"])
+@pytest.mark.parametrize("command", ["run", "annotate", "controls", "heads", "report", "data", "models"])
 def test_every_command_has_help_with_examples(command: str) -> None:
     result = runner.invoke(app, [command, "--help"])
     assert result.exit_code == 0 and "Examples" in result.output and f"headwise {command}" in result.output
@@ -106,7 +106,10 @@ def test_data_shows_what_a_folder_holds_and_what_it_leaves_out(project: Path, tm
     half = ["--set", "masks.max_bad_share=0.5"]
     assert "1 images of split 'calibration' have a usable mask of a key object" in data(*allowed, *half)
     (folder / "objects.parquet").unlink()
-    assert "no objects.parquet, so there are no masks" in data(*allowed)
+    made = data(*allowed)
+    assert "calibration vqa 2 2 -" in made, "the masks are yet to be made"
+    assert "model 'florence-community/Florence-2-base': not a folder, and not to be had" in made
+    assert "masks.source = exact, and" in data(*allowed, "--set", "masks.source=exact")
 
 
 def test_models_lists_the_families() -> None:

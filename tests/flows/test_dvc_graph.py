@@ -14,7 +14,7 @@ from tests.flows.project import ROOT
 
 GRAPH: Mapping[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 MODULES = {name: f"tasks.{'evaluation' if name == 'baseline' else name}" for name in GRAPH}
-OF_THE_GRAPH = {"attention": {"shards"}, "images": {"photographs"}}
+OF_THE_GRAPH = {"attention": {"shards"}, "images": {"photographs"}, "masks": {"mask_weights", "shards"}}
 """What a stage depends on although its code does not read it from params.yaml."""
 SETTINGS = {"images", "masks", "attention", "scores", "selection", "calibration", "evaluation"}
 
@@ -51,7 +51,7 @@ def test_every_stage_runs_a_module_of_that_name_and_is_described() -> None:
 def test_outputs_are_the_contracted_folders() -> None:
     assert {out for stage in GRAPH.values() for out in stage["outs"]} == {
         "data/images",
-        "data/masks",
+        "data/masks/shard=0${item.shard}",
         "data/attention/shard=0${item.shard}",
         "data/scores",
         "data/selections/${item.arm}",
@@ -61,9 +61,11 @@ def test_outputs_are_the_contracted_folders() -> None:
     }
 
 
-@pytest.mark.parametrize("needed", ["${weights}", "requirements.lock"])
-def test_every_stage_that_loads_the_model_depends_on_its_weights_and_on_the_libraries(needed: str) -> None:
-    assert {name for name, stage in GRAPH.items() if needed in stage["deps"]} == {"attention", "calibration", "evaluation", "baseline"}
+def test_every_stage_that_loads_a_model_depends_on_its_weights_and_on_the_libraries() -> None:
+    asking = {"attention", "calibration", "evaluation", "baseline"}
+    assert {name for name, stage in GRAPH.items() if "${weights}" in stage["deps"]} == asking
+    assert {name for name, stage in GRAPH.items() if "mask_weights" in stage["params"]} == {"masks"}
+    assert {name for name, stage in GRAPH.items() if "requirements.lock" in stage["deps"]} == asking | {"masks"}
 
 
 def _file(module: str) -> Path:

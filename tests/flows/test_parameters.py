@@ -12,16 +12,18 @@ from prefect.utilities.schema_tools import validate
 from prefect.utilities.schema_tools.validation import is_valid_schema
 from pydantic import TypeAdapter
 
+from flows.annotate import annotate
 from flows.arguments import parse_overrides, read_arguments, read_kinds
 from flows.controls import controls
 from flows.nightly import nightly
-from flows.parameters import DEFAULTS, EMBEDDED, SECTIONS, Night, Promotion, model_name, slug, weights
+from flows.parameters import DEFAULTS, EMBEDDED, SECTIONS, Night, Promotion, located_masks, mask_weights, model_name, slug, weights
 from flows.registry import registered_name
 from headwise.calibration.settings import Lora
 from headwise.data import DataSource
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.statistics import Statistics
-from headwise.masks.quality import MaskQuality
+from headwise.files import sha256_tree
+from headwise.masks.settings import Grounding, MaskQuality, Masks, Segmentation
 from headwise.observation import Observation
 from headwise.scores.head_impact import HeadImpact
 from headwise.selection import Criterion
@@ -30,7 +32,7 @@ from tests.flows.project import ROOT
 
 CHANGED = {
     "images": DataSource(seed=7),
-    "masks": MaskQuality(min_area=0.01),
+    "masks": Masks(source="exact", quality=MaskQuality(min_area=0.01)),
     "attention": Observation(max_examples=7),
     "scores": HeadImpact(mask_object="union"),
     "selection": Criterion(k=7),
@@ -86,6 +88,7 @@ def test_folders_are_named_from_the_root_wherever_they_were_typed(tmp_path: Path
     for name in ("pictures", "model"):
         (tmp_path / name).mkdir()
     (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / "pictures/objects.parquet").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     names = set[str]()
@@ -110,6 +113,9 @@ def test_folders_are_named_from_the_root_wherever_they_were_typed(tmp_path: Path
         ("scenes", EMBEDDED, "", [], "arms: Tuple should have at least 1 item"),
         ("scenes", EMBEDDED, "top", ["selection.k=0"], r"selection\.k: Input should be greater than or equal to 1 \(given 0\)"),
         ("scenes", EMBEDDED, "top", ["selection.kk=1"], r"--set selection\.kk=1: selection has no 'kk', it has statistic, k, seed"),
+        ("scenes", EMBEDDED, "top", ["masks.quality.area=1"], r"masks\.quality has no 'area', it has min_area, max_area"),
+        ("scenes", EMBEDDED, "top", ["selection.k.x=1"], r"selection\.k has no 'x', see `selection` in params\.yaml"),
+        ("scenes", EMBEDDED, "top", ["masks.quality.min_area=2"], r"masks\.quality\.min_area: Input should be less than or equal to 1"),
         ("scenes", EMBEDDED, "top", ["images.variant=old"], r"images\.variant: Input should be 'plain' or 'drift'"),
         ("scenes", EMBEDDED, "top", ["images.kind=photos"], "--set images.kind: the command's own arguments name the data and the model"),
         ("scenes", EMBEDDED, "top", ["attention.model=a/b"], "--set attention.model: the command's own arguments name"),
@@ -122,7 +128,7 @@ def test_folders_are_named_from_the_root_wherever_they_were_typed(tmp_path: Path
 )
 def test_a_mistake_is_named_with_its_field(data: str, model: str, arms: str, settings: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_arguments(data, model, arms, settings)
+        read_arguments(data, model, arms, settings).as_params()
 
 
 def test_a_model_without_a_config_is_no_model(tmp_path: Path) -> None:
@@ -142,9 +148,45 @@ def test_wrong_kinds_are_named() -> None:
         read_kinds("scenes,films")
 
 
-def test_overrides_are_yaml() -> None:
-    pairs = ["selection.k=1", "selection.statistic=x", "images.path=[1, 2]"]
-    assert parse_overrides(pairs) == {"selection": {"k": 1, "statistic": "x"}, "images": {"path": [1, 2]}}
+def test_overrides_are_yaml_and_reach_the_fields_of_fields() -> None:
+    pairs = [
+        "selection.k=1",
+        "selection.statistic=x",
+        "images.path=[1, 2]",
+        "masks.grounding.num_beams=1",
+        "masks.grounding.task=detection",
+    ]
+    assert parse_overrides(pairs) == {
+        "selection": {"k": 1, "statistic": "x"},
+        "images": {"path": [1, 2]},
+        "masks": {"grounding": {"num_beams": 1, "task": "detection"}},
+    }
+
+
+def test_where_masks_come_from_is_decided_once(tmp_path: Path) -> None:
+    own = DataSource(kind="folder", path=str(tmp_path))
+    assert located_masks(Masks(), DataSource()).source == "exact"
+    assert located_masks(Masks(), own).source == "generated"
+    (tmp_path / "instances.json").touch()
+    assert located_masks(Masks(), own).source == "exact" and mask_weights(located_masks(Masks(), own)) == {}
+    assert located_masks(Masks(source="generated"), own).source == "generated"
+    (tmp_path / "instances.json").unlink()
+    with pytest.raises(ValueError, match=r"masks\.source = exact, and .* has neither objects\.parquet nor instances\.json"):
+        located_masks(Masks(source="exact"), own)
+
+
+def test_folders_of_mask_models_are_named_from_the_root_and_watched_by_their_digests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, file in (("florence", "config.json"), ("sam2", "own.pt")):
+        Path(name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+    models = Masks(source="generated", grounding=Grounding(model="florence"), segmentation=Segmentation(model="./sam2"))
+    params = replace(DEFAULTS, masks=models).as_params()
+    assert params["masks"]["grounding"]["model"] == str(tmp_path / "florence")
+    assert params["masks"]["segmentation"]["model"] == str(tmp_path / "sam2")
+    assert params["mask_weights"] == {"grounding": sha256_tree(tmp_path / "florence"), "segmentation": sha256_tree(tmp_path / "sam2")}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +211,7 @@ def test_prefects_form_refuses_what_the_types_refuse(settings: dict[str, object]
     assert (validate({"settings": settings}, schema) == []) is right
 
 
-@pytest.mark.parametrize("flow", [nightly, controls])
+@pytest.mark.parametrize("flow", [nightly, controls, annotate])
 def test_the_form_shows_literal_defaults_and_descriptions(flow: Flow[..., object]) -> None:
     schema = parameter_schema(flow).model_dump_for_openapi()
     for shown in schema["properties"].values():

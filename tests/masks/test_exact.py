@@ -7,17 +7,17 @@ import pytest
 
 from headwise.layout import View
 from headwise.masks.exact import exact_masks
-from headwise.masks.quality import MaskQuality
 from headwise.masks.rle import decode
+from headwise.masks.settings import MaskQuality, Masks
 from headwise.scores.head_impact import HeadImpact
 from headwise.scores.token_masks import token_masks
 from tests.masks.dataset import HEIGHT, WIDTH, left, object_row, question, right, write_dataset
 
-LENIENT = MaskQuality(max_bad_share=0.9)
+LENIENT = Masks(max_bad_share=0.9)
 
 
 def test_every_object_of_the_example_is_a_row_with_its_exact_mask(tmp_path: Path) -> None:
-    masks, bad = exact_masks(tmp_path, write_dataset(tmp_path), MaskQuality())
+    masks, bad = exact_masks(tmp_path, write_dataset(tmp_path), Masks())
     assert bad == {}
     row = masks.filter(pl.col("example_id") == "000-q").row(0, named=True)
     assert np.array_equal(decode(row["rle"], row["height"], row["width"]), left())
@@ -37,7 +37,7 @@ def test_every_object_of_the_example_is_a_row_with_its_exact_mask(tmp_path: Path
 
 
 def test_the_object_of_the_phrase_is_key_and_every_object_of_a_caption(tmp_path: Path) -> None:
-    masks, _ = exact_masks(tmp_path, write_dataset(tmp_path), MaskQuality())
+    masks, _ = exact_masks(tmp_path, write_dataset(tmp_path), Masks())
     keys = {(row["example_id"], row["phrase"]): row["key"] for row in masks.iter_rows(named=True)}
     assert keys == {("000-c", "cat"): True, ("000-c", "dog"): True, ("000-q", "cat"): True, ("000-q", "dog"): False}
 
@@ -46,7 +46,7 @@ def test_a_question_without_a_phrase_is_about_no_object_and_a_caption_about_the_
     """ "Is there a bird?" - "no": no object may count as what the answer is about."""
     examples = write_dataset(tmp_path)
     none = replace(examples[0], id="none", task="exists", phrase=None)
-    masks, bad = exact_masks(tmp_path, [*examples, none], MaskQuality(max_bad_share=0))
+    masks, bad = exact_masks(tmp_path, [*examples, none], Masks(max_bad_share=0))
     assert bad == {}
     (row,) = masks.filter(pl.col("example_id") == "none").iter_rows(named=True)
     assert row["reason"] == "no object is meant: the example has no phrase and is no caption"
@@ -59,8 +59,8 @@ def test_a_question_without_a_phrase_is_about_no_object_and_a_caption_about_the_
 
 def test_rows_are_sorted_whatever_the_order_of_the_examples(tmp_path: Path) -> None:
     examples = write_dataset(tmp_path, 3)
-    masks, _ = exact_masks(tmp_path, examples, MaskQuality())
-    again, _ = exact_masks(tmp_path, examples[::-1], MaskQuality())
+    masks, _ = exact_masks(tmp_path, examples, Masks())
+    again, _ = exact_masks(tmp_path, examples[::-1], Masks())
     assert masks.equals(again)
     assert masks.equals(masks.sort("example_id", "object"))
 
@@ -113,7 +113,7 @@ def test_a_dropped_object_keeps_its_row_with_the_reason(tmp_path: Path) -> None:
     speck[0, 0] = True
     image = "images/000.png"
     objects = {image: [object_row(image, 0, "cat", speck), object_row(image, 1, "dog", right())]}
-    masks, bad = exact_masks(tmp_path, write_dataset(tmp_path, 1, objects), MaskQuality(min_area=0.01))
+    masks, bad = exact_masks(tmp_path, write_dataset(tmp_path, 1, objects), Masks(quality=MaskQuality(min_area=0.01)))
     assert bad == {}
     reasons = dict(zip(masks["phrase"], masks["reason"], strict=True))
     assert reasons["dog"] is None
@@ -125,9 +125,9 @@ def test_more_than_the_stated_share_of_bad_examples_fails(tmp_path: Path, num_im
     examples = write_dataset(tmp_path, num_images, {"images/003.png": []})
     if fails:
         with pytest.raises(ValueError, match="2 of 38 examples are bad"):
-            exact_masks(tmp_path, examples, MaskQuality())
+            exact_masks(tmp_path, examples, Masks())
     else:
-        _, bad = exact_masks(tmp_path, examples, MaskQuality())
+        _, bad = exact_masks(tmp_path, examples, Masks())
         assert len(bad) == 2
 
 
@@ -135,4 +135,4 @@ def test_a_data_set_without_objects_is_refused(tmp_path: Path) -> None:
     examples = write_dataset(tmp_path)
     (tmp_path / "objects.parquet").unlink()
     with pytest.raises(ValueError, match=r"no objects\.parquet"):
-        exact_masks(tmp_path, examples, MaskQuality())
+        exact_masks(tmp_path, examples, Masks())

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
-from headwise.masks.rle import decode, encode, runs
+from headwise.masks.quality import bounding_box
+from headwise.masks.rle import bounds, decode, encode, encode_columns, ious, runs, union
 
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
 
@@ -87,3 +88,27 @@ def test_any_counts_decode_to_a_full_mask_or_are_refused(counts: str) -> None:
 def test_a_mask_without_pixels_is_refused() -> None:
     with pytest.raises(ValueError, match="0 x 4"):
         encode(np.zeros((0, 4), dtype=bool))
+
+
+@settings(max_examples=50, deadline=None)
+@given(MASKS)
+def test_bounds_are_the_area_and_the_box_of_the_mask(mask: np.ndarray) -> None:
+    area, box = bounds(encode(mask), *mask.shape)
+    assert area == pytest.approx(mask.mean())
+    assert box == bounding_box(mask)
+
+
+@settings(max_examples=50, deadline=None)
+@given(hnp.arrays(bool, st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))))
+def test_ious_and_union_are_those_of_the_pixels(masks: np.ndarray) -> None:
+    counts, size = [encode(mask) for mask in masks], masks.shape[1:]
+    plain = np.array([[(one & two).sum() / max((one | two).sum(), 1) for two in masks] for one in masks])
+    assert np.allclose(ious(counts, counts, *size), plain)
+    assert np.array_equal(decode(union(counts, *size), *size), masks.any(axis=0))
+    assert ious([], counts, *size).shape == (0, len(masks))
+
+
+@settings(max_examples=20, deadline=None)
+@given(MASKS)
+def test_columns_of_a_mask_encode_as_the_mask(mask: np.ndarray) -> None:
+    assert encode_columns(np.ascontiguousarray(mask.T)) == encode(mask) == encode(np.asfortranarray(mask))

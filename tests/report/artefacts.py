@@ -39,7 +39,7 @@ class Size:
 def write_workspace(root: Path, size: Size, arms: tuple[Arm, ...] = ("top", "bottom"), question: str | None = None) -> Path:
     """Write every stage's folder under `root/data`; `question` replaces the first example's."""
     data, rng = root / "data", np.random.default_rng(7)
-    for folder in ("images/images", "masks", "attention/shard=00", "attention/shard=01", "scores"):
+    for folder in ("images/images", "masks/shard=00", "attention/shard=00", "attention/shard=01", "scores"):
         (data / folder).mkdir(parents=True)
     masks = write_images(data, size, rng, question)
     maps = write_attention(data, size, masks, rng)
@@ -78,7 +78,7 @@ def write_images(data: Path, size: Size, rng: np.random.Generator, question: str
                 masks[example.id] = masks.get(example.id, False) | thing.mask
     rows.append({**rows[-1], "object": 99, "rle": None, "reason": "smaller than min_area"})
     write_examples(examples, data / "images")
-    write_table(pa.Table.from_pylist(rows, schema=MASKS), data / "masks" / "masks.parquet", MASKS)
+    write_table(pa.Table.from_pylist(rows, schema=MASKS), data / "masks/shard=00/masks.parquet", MASKS)
     write_manifest(data / "images", stage="images", settings=Evaluation(), inputs={})
     return masks
 

@@ -29,7 +29,7 @@ def test_every_section_is_there_and_linked(page: Path) -> None:
 def test_every_image_exists_and_is_described(page: Path) -> None:
     found = read_page(page.read_text(encoding="utf-8"))
     images = found.all("img")
-    assert len(images) == 3 + 3 * Size().examples
+    assert len(images) == 3 + Size().examples + 3 * Size().examples, "charts, the contact sheet, and three pictures of each example"
     for image in images:
         assert image["alt"]
         with Image.open(page.parent / str(image["src"])) as opened:
@@ -90,7 +90,7 @@ def test_an_empty_workspace_gives_a_page_of_plain_sentences(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        (("images", "selections"), ["overlays"]),
+        (("images", "selections"), ["masks", "overlays"]),
         (("scores", "evaluations/top"), ["heads", "tests", "overlays"]),
         (("attention", "adapters", "evaluations", "scores/tests.json"), ["results", "tests", "overlays", "losses"]),
     ],
@@ -137,7 +137,7 @@ def test_fifty_overlays_in_seconds(tmp_path: Path) -> None:
     start = time.process_time()
     page = write_report(workspace, tmp_path / "report", {})
     assert time.process_time() - start < 15
-    assert len(read_page(page.read_text(encoding="utf-8")).all("img")) == 3 + 3 * 50
+    assert len(read_page(page.read_text(encoding="utf-8")).all("img")) == 3 + 24 + 3 * 50
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK])

@@ -62,8 +62,8 @@ def test_a_long_list_of_bad_examples_is_cut_and_says_so(tmp_path: Path) -> None:
 def test_an_example_about_no_object_is_listed_with_its_reason(tmp_path: Path) -> None:
     mask = np.ones((4, 4), dtype=bool)
     nothing = mask_row("a", mask, object=None, phrase=None, key=False, rle=None, reason="no object is meant")
-    (tmp_path / "masks").mkdir()
-    write_table(mask_frame([nothing, mask_row("b", mask, reason="too large")]), tmp_path / "masks/masks.parquet", MASKS)
+    (tmp_path / "masks/shard=00").mkdir(parents=True)
+    write_table(mask_frame([nothing, mask_row("b", mask, reason="too large")]), tmp_path / "masks/shard=00/masks.parquet", MASKS)
     found = bad_examples(tmp_path)
     assert found is not None
     assert found.table.rows == (("a", "masks", "no object is meant"), ("b", "masks", "thing: too large"))

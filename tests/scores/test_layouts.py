@@ -44,7 +44,7 @@ def write_inputs(folder: Path, layout: Layout, tokens: int) -> dict[str, np.ndar
 
 def test_tiles_with_a_global_view_are_scored_and_drawn(tmp_path: Path) -> None:
     masks = write_inputs(tmp_path, TILES, 48)
-    write_scores(tmp_path / "masks", {"shard": tmp_path / "shard"}, tmp_path / "scores", SETTINGS)
+    write_scores([tmp_path / "masks"], [tmp_path / "shard"], tmp_path / "scores", SETTINGS)
     impact = read_table(tmp_path / "scores/heads.parquet", HEADS).filter(pl.col("statistic") == "head_impact")
     assert impact.filter(pl.col("layer") == 1)["value"].to_list() == [1, 1]
     assert impact.filter(pl.col("layer") != 1)["value"].max() < 0.3  # type: ignore[operator]
@@ -63,7 +63,7 @@ def test_a_token_is_meant_in_each_view_that_shows_the_object() -> None:
 
 def test_queries_without_a_place_keep_the_means_of_the_attention_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_inputs(tmp_path, (), 32)
-    write_scores(tmp_path / "masks", {"shard": tmp_path / "shard"}, tmp_path / "scores", SETTINGS)
+    write_scores([tmp_path / "masks"], [tmp_path / "shard"], tmp_path / "scores", SETTINGS)
     heads = read_table(tmp_path / "scores/heads.parquet", HEADS)
     assert set(heads["statistic"]) == set(SCALARS)
     expected = np.mean([draw_scalars(f"e{i:02d}", SHAPE) for i in range(14)], axis=0, dtype=np.float64)
@@ -89,5 +89,5 @@ def test_a_map_that_does_not_fit_its_views_is_told_with_file_and_example(tmp_pat
     write_table(broken, tmp_path / "shard/part.parquet", ATTENTION)
     told = r"shard/part\.parquet: 'e03' has maps of 48 visual tokens, its views have 32 cells \(4 x 4 at 0 0 1 0\.5 \+"
     with pytest.raises(ValueError, match=told):
-        write_scores(tmp_path / "masks", {"shard": tmp_path / "shard"}, tmp_path / "scores", SETTINGS)
+        write_scores([tmp_path / "masks"], [tmp_path / "shard"], tmp_path / "scores", SETTINGS)
     assert not (tmp_path / "scores").exists()

@@ -5,7 +5,7 @@ import pytest
 
 from headwise.layout import Layout
 from headwise.scores.head_impact import HeadImpact
-from headwise.scores.token_masks import NO_PLACE, Targets, causes, token_masks
+from headwise.scores.token_masks import NO_PLACE, Targets, token_masks
 from headwise.segments import coverage
 from tests.synthetic import mask_frame, mask_row, one_view
 
@@ -109,11 +109,6 @@ def test_each_example_without_a_token_mask_is_told_why(which: Literal["key", "un
         "absent": "missing mask: the example has no row in masks.parquet",
         "torn": "unreadable mask: the mask's runs fill 600 pixels, the image has 21 x 30 = 630",
     }
-
-
-def test_reasons_are_counted_by_their_causes() -> None:
-    assert causes(["b: 1", "a: 2", "b: 3: 4"]) == {"b": 2, "a": 1}
-    assert list(causes(["a: 1", "b: 2", "b: 3"])) == ["b", "a"]
 
 
 def test_questions_about_one_image_are_one_image() -> None:

@@ -25,9 +25,9 @@ def write_inputs(folder: Path) -> dict[str, Path]:
     masks = {f"e{i:02d}": square(GRID, int(rng.integers(5)), int(rng.integers(5)), 2) for i in range(14)}
     maps = {example_id: look_at(mask, GRID, rng, (3, 2)) for example_id, mask in masks.items()}
     maps["x"] = maps["e00"]
-    (folder / "masks").mkdir(parents=True)
+    (folder / "masks/shard=00").mkdir(parents=True)
     rows = [mask_row(example_id, mask) for example_id, mask in masks.items()]
-    write_table(mask_frame(rows), folder / "masks/masks.parquet", MASKS)
+    write_table(mask_frame(rows), folder / "masks/shard=00/masks.parquet", MASKS)
     shards = {f"shard={i:02d}": folder / f"attention/shard={i:02d}" for i in range(2)}
     for i, shard in enumerate(shards.values()):
         write_part(shard / "part.parquet", {name: maps[name] for name in sorted(maps)[i::2]}, one_view(*GRID))
@@ -36,7 +36,7 @@ def write_inputs(folder: Path) -> dict[str, Path]:
 
 def test_the_step_writes_scores_of_all_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = write_inputs(tmp_path)
-    write_scores(tmp_path / "masks", shards, tmp_path / "scores", SETTINGS)
+    write_scores([tmp_path / "masks/shard=00"], list(shards.values()), tmp_path / "scores", SETTINGS)
     heads = read_table(tmp_path / "scores/heads.parquet", HEADS)
     examples = read_table(tmp_path / "scores/examples.parquet", EXAMPLE_SCORES)
     assert set(examples["example_id"]) == {f"e{i:02d}" for i in range(14)}
@@ -48,15 +48,15 @@ def test_the_step_writes_scores_of_all_shards(tmp_path: Path, capsys: pytest.Cap
     assert "warning: 1 examples have no score, missing mask" in capsys.readouterr().out
     manifest = read_json(tmp_path / "scores/manifest.json")
     assert manifest["inputs"] == {
-        "masks": sha256_file(tmp_path / "masks/masks.parquet"),
-        **{name: sha256_file(shard / "part.parquet") for name, shard in shards.items()},
+        "masks/shard=00": sha256_file(tmp_path / "masks/shard=00/masks.parquet"),
+        **{f"attention/{name}": sha256_file(shard / "part.parquet") for name, shard in shards.items()},
     }
 
 
 def test_a_second_run_gives_the_same_bytes(tmp_path: Path) -> None:
     shards = write_inputs(tmp_path)
     for name in ("first", "second"):
-        write_scores(tmp_path / "masks", shards, tmp_path / name, SETTINGS)
+        write_scores([tmp_path / "masks/shard=00"], list(shards.values()), tmp_path / name, SETTINGS)
     files = sorted(file.name for file in (tmp_path / "first").iterdir())
     assert files == ["bad.parquet", "examples.parquet", "heads.parquet", "manifest.json", "tests.json"]
     for file in files:
@@ -66,14 +66,14 @@ def test_a_second_run_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     shards = write_inputs(tmp_path)
     with pytest.raises(ValueError, match=r"no attention of \['shard=07'\]"):
-        write_scores(tmp_path / "masks", {**shards, "shard=07": tmp_path / "attention/shard=07"}, tmp_path / "scores", SETTINGS)
+        write_scores([tmp_path / "masks/shard=00"], [*shards.values(), tmp_path / "attention/shard=07"], tmp_path / "scores", SETTINGS)
     assert not (tmp_path / "scores").exists()
 
 
 def test_too_few_images_leave_no_folder(tmp_path: Path) -> None:
     shards = write_inputs(tmp_path)
     with pytest.raises(ValueError, match=r"14 images \(14 of 15 observed examples\) can be scored, scores.min_images = 20 are needed"):
-        write_scores(tmp_path / "masks", shards, tmp_path / "scores", HeadImpact(max_bad_share=0.2))
+        write_scores([tmp_path / "masks/shard=00"], list(shards.values()), tmp_path / "scores", HeadImpact(max_bad_share=0.2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["attention", "masks"]
 
 

@@ -1,0 +1,168 @@
+"""Masks a second: Florence-2-base and SAM 2.1 tiny at their true sizes with random weights, batched against one image at a time.
+
+`python benchmarks/masks.py [IMAGES]` prints one JSON line last: images per second of both sides, the median of their ratios over paired
+runs, and the peak memory with IMAGES and with four times as many. Images are 1,024 x 768 noise with a question each. Florence-2 writes as
+many tokens as it may, since random weights write no boxes, and what SAM 2 gets is four boxes per image in their place. fp32 on a CPU,
+bfloat16 on a GPU.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from PIL import Image
+from transformers import (
+    BartConfig,
+    CLIPImageProcessor,
+    Florence2Config,
+    Florence2ForConditionalGeneration,
+    Florence2Processor,
+    Florence2VisionConfig,
+)
+
+from headwise.examples import Example
+from headwise.masks.annotation import annotate
+from headwise.masks.florence2 import Florence2
+from headwise.masks.generated import GeneratedMasks
+from headwise.masks.sam2 import Sam2Package, package_config
+from headwise.masks.settings import Grounding, Masks, Segmentation
+from headwise.masks.table import masks_writer
+from tests.mask_models import PARSERS, florence_tokenizer
+
+IMAGES, RUNS, TOKENS = 8, 3, 40
+BATCH = {"cpu": 8, "cuda": 16}
+BOXES = "".join(f"a thing<loc_{x}><loc_{y}><loc_{x + 300}><loc_{y + 200}>" for x, y in ((50, 80), (400, 300), (600, 100), (200, 700)))
+
+
+@dataclass(frozen=True)
+class Boxed(Florence2):
+    """Pays for every token, and then says four boxes."""
+
+    def _write_batch(self, images: list[Image.Image], prompts: list[str]) -> list[str]:
+        super()._write_batch(images, prompts)
+        return [BOXES] * len(prompts)
+
+
+def florence_base() -> tuple[Any, Any]:
+    tokenizer = florence_tokenizer()
+    text = BartConfig(
+        vocab_size=51289,
+        d_model=768,
+        encoder_layers=6,
+        decoder_layers=6,
+        encoder_attention_heads=12,
+        decoder_attention_heads=12,
+        encoder_ffn_dim=3072,
+        decoder_ffn_dim=3072,
+        max_position_embeddings=1024,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.eos_token_id,
+        forced_eos_token_id=None,
+    )
+    image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    vision = Florence2VisionConfig(projection_dim=768)
+    model = Florence2ForConditionalGeneration(
+        Florence2Config(text_config=text.to_dict(), vision_config=vision.to_dict(), image_token_id=image_token_id)
+    )
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = None
+    image_processor = CLIPImageProcessor(size={"height": 768, "width": 768}, do_center_crop=False, image_seq_length=577)
+    return model.eval(), Florence2Processor(image_processor, tokenizer, post_processor_config={name: {} for name in PARSERS})
+
+
+def annotators(device: str) -> dict[str, GeneratedMasks]:
+    torch.manual_seed(0)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    florence, processor = florence_base()
+    florence = florence.to(device, dtype)
+    config = OmegaConf.load(package_config("sam2.1_hiera_tiny.pt"))
+    sam2 = Sam2Package(instantiate(config.model, _recursive_=True).to(device).eval(), dtype)
+    found = {}
+    for name, size in (("batched", BATCH[device]), ("one by one", 1)):
+        grounding = Grounding(batch_size=size, max_new_tokens=TOKENS)
+        masks = Masks(source="generated", grounding=grounding, segmentation=Segmentation(batch_size=size))
+        found[name] = GeneratedMasks(Boxed(florence, processor, grounding), sam2, masks)
+    return found
+
+
+def write_images(folder: Path, number: int) -> list[Example]:
+    rng = np.random.default_rng(0)
+    examples = []
+    for place in range(number):
+        pixels = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((1024, 768)).save(folder / f"{place}.jpg")
+        examples.append(
+            Example(f"{place:05d}", f"{place}.jpg", None, "What is left of the thing?", ("a thing",), None, "vqa", "calibration")
+        )
+    return examples
+
+
+def seconds(annotator: GeneratedMasks, folder: Path, examples: list[Example]) -> float:
+    start = time.perf_counter()
+    size = annotator.settings.segmentation.batch_size
+    with masks_writer(folder / "masks.parquet") as writer:
+        for table in annotate(annotator, folder, examples, size, {}, lambda _done, _all: None):
+            writer.write_table(table)
+    return time.perf_counter() - start
+
+
+def peak_megabytes(images: int) -> int:
+    done = subprocess.run([sys.executable, __file__, str(images), "--peak"], check=True, capture_output=True, text=True)
+    return int(done.stdout.splitlines()[-1])
+
+
+def print_peak(annotator: GeneratedMasks, folder: Path, examples: list[Example], device: str) -> None:
+    seconds(annotator, folder, examples)
+    if device == "cuda":
+        print(torch.cuda.max_memory_allocated() >> 20)
+        return
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    print(int(peak.split()[1]) >> 10)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="?", type=int, default=IMAGES)
+    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--peak", action="store_true", help="print the batched side's peak of memory in megabytes, nothing else")
+    given = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, both = Path(temporary), annotators(device)
+        examples = write_images(folder, given.images)
+        if given.peak:
+            print_peak(both["batched"], folder, examples, device)
+            return
+        times: dict[str, list[float]] = {name: [] for name in both}
+        for run in range(given.runs + 1):  # the first warms up
+            for name, annotator in both.items():
+                took = seconds(annotator, folder, examples)
+                if run:
+                    times[name].append(took)
+                    print(f"{name}: {given.images / took:.3f} images per second", file=sys.stderr, flush=True)
+    ratio = statistics.median(one / many for one, many in zip(times["one by one"], times["batched"], strict=True))
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    result = {
+        "device": f"{device}, {name}",
+        "images_per_second": {name: round(given.images / statistics.median(took), 4) for name, took in times.items()},
+        "batched_over_one_by_one": round(ratio, 3),
+        "peak_megabytes": {count: peak_megabytes(count) for count in (given.images, 4 * given.images)},
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What loading weights has in common, whoever's model they are: quietly, in which precision, on which device."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+from unittest.mock import patch
+
+import torch
+from transformers import modeling_gguf_pytorch_utils
+from transformers.utils.logging import set_tqdm_hook, tqdm
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def torch_device(device: str = "auto") -> torch.device:
+    """auto: the GPU where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+
+def torch_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 where the hardware multiplies it (CUDA, CPUs with AMX or AVX512-BF16), else float32."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if device.type != "cpu":
+        return torch.bfloat16
+    amx, avx512 = torch.cpu._is_amx_tile_supported, torch.cpu._is_avx512_bf16_supported  # pyright: ignore[reportPrivateUsage]
+    return torch.bfloat16 if amx() or avx512() else torch.float32
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what is no news: progress bars where no terminal shows them (in a log every step of a bar is a line), PEFT 0.21 asking
+    transformers 5.23 for `is_gradient_checkpointing`, an attribute that got another name, and sam2 1.1.0 compiling its transforms in a way
+    that torch 2.14 has given up. Warning filters set inside end with the block.
+    """
+    before = set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": None}))  # None: tqdm looks for the terminal itself
+    try:
+        with warnings.catch_warnings(), patch.object(modeling_gguf_pytorch_utils, "tqdm", tqdm):  # the one bar that evades the hook
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+            yield
+    finally:
+        set_tqdm_hook(before)
