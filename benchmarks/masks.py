@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from PIL import Image
 from transformers import (
     BartConfig,
@@ -35,7 +33,7 @@ from headwise.examples import Example
 from headwise.masks.annotation import annotate
 from headwise.masks.florence2 import Florence2
 from headwise.masks.generated import GeneratedMasks
-from headwise.masks.sam2 import Sam2Package, package_config
+from headwise.masks.sam2 import Sam2Package, build, package_config
 from headwise.masks.settings import Grounding, Masks, Segmentation
 from headwise.masks.table import masks_writer
 from tests.mask_models import PARSERS, florence_tokenizer
@@ -88,8 +86,7 @@ def annotators(device: str) -> dict[str, GeneratedMasks]:
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     florence, processor = florence_base()
     florence = florence.to(device, dtype)
-    config = OmegaConf.load(package_config("sam2.1_hiera_tiny.pt"))
-    sam2 = Sam2Package(instantiate(config.model, _recursive_=True).to(device).eval(), dtype)
+    sam2 = Sam2Package(build(package_config("sam2.1_hiera_tiny.pt")).to(device).eval(), dtype)
     found = {}
     for name, size in (("batched", BATCH[device]), ("one by one", 1)):
         grounding = Grounding(batch_size=size, max_new_tokens=TOKENS)

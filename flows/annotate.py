@@ -12,6 +12,7 @@ from flows.artifacts import publish_table
 from flows.parameters import DEFAULTS, Name, Parameters, Shards
 from flows.pipeline import annotation_stages, started
 from flows.summaries import Rows, mask_states
+from flows.workspace import MASKS as WORKSPACE
 from headwise.calibration.settings import Lora
 from headwise.data import DataSource
 from headwise.masks.agreement import read_agreement
@@ -55,9 +56,8 @@ def annotate(settings: Annotation = ANNOTATION) -> Annotations:
         settings: Which data, how masks are made, and in which workspace.
     """
     parameters = Parameters(images=settings.images, masks=settings.masks, shards=settings.shards, scores=ANY_NUMBER, calibration=ANY_TASK)
-    stages = annotation_stages(settings.shards)
-    with started(settings.name, parameters, stages) as pipeline:
-        pipeline.run(stages)
+    with started(f"{WORKSPACE}{settings.name}", parameters, annotation_stages(settings.shards)) as pipeline:
+        pipeline.annotate(settings.shards)
         from headwise.report.page import write_report  # matplotlib is needed here alone
 
         folder = pipeline.workspace.folder

@@ -44,6 +44,8 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, dict[str, Any]]:
         values: Any = content
         for section in sections:
             settings, values = getattr(settings, section, None), values.setdefault(section, {})
+            if not isinstance(values, dict):
+                raise ValueError(f"--set {pair}: {section} has got a value of its own already")
         known = [f.name for f in fields(settings)] if is_dataclass(settings) else []
         if name not in known:
             has = f"it has {', '.join(known)}" if known else f"see `{sections[0]}` in params.yaml"

@@ -96,6 +96,8 @@ def annotate(
     with plain_errors():
         from flows.arguments import read_arguments
 
+        if others := [pair for pair in settings or () if not pair.startswith(("images.", "masks."))]:
+            raise ValueError(f"--set {others[0]}: here only fields of images and of masks matter")
         parameters = read_arguments(data, EMBEDDED, "top", settings, name)
         parameters.as_params()
         ready = _servers()
@@ -103,8 +105,7 @@ def annotate(
         from flows.annotate import annotate as annotate_flow
         from flows.terminal import without_tracebacks
 
-        own = name or f"masks-{parameters.name}"
-        annotation = Annotation(images=parameters.images, masks=parameters.masks, shards=parameters.shards, name=own)
+        annotation = Annotation(images=parameters.images, masks=parameters.masks, shards=parameters.shards, name=parameters.name)
         ready()
         with without_tracebacks():
             result = annotate_flow(annotation)

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field
 
 from flows.environment import state
 from flows.graph import StageFailed
-from flows.nightly import EVALUATIONS, arm_stages, night_stages, read_answers, shared_stages
+from flows.nightly import EVALUATIONS, arm_stages, night_stages, read_answers, run_shared
 from flows.parameters import COMPOSED, DEFAULTS, Kinds, Parameters, distinct
 from flows.pipeline import Pipeline, started
 from flows.workspace import CONTROLS as WORKSPACE
@@ -91,7 +91,7 @@ def run_cell(seed: int, settings: Parameters) -> Cell:
     )
     try:
         with started(f"{WORKSPACE}{kind}-{seed}", parameters, night_stages(parameters)) as pipeline:
-            pipeline.run(shared_stages(parameters))
+            run_shared(pipeline, parameters)
             base = read_answers(pipeline.workspace.folder, BASE)
             return {BASE: base, **{arm: _answers_or_reason(pipeline, arm, base) for arm in parameters.arms}}
     except (StageFailed, ValueError) as error:

@@ -8,12 +8,13 @@ from tempfile import TemporaryDirectory
 import polars as pl
 
 from flows.lineage import read_lineage, report_ids
-from flows.parameters import EMBEDDED, Night, located_masks, mask_weights, weights
+from flows.parameters import EMBEDDED, Night, are_generated, located_masks, weights
 from flows.promotion import shortfalls
 from flows.workspace import UNFINISHED, find_run
 from headwise.data import Progress, check_data, write_data
 from headwise.examples import Example, check_bad_share, read_examples
 from headwise.files import read_table
+from headwise.masks.annotation import shard_examples
 from headwise.masks.exact import exact_masks
 from headwise.scores.schema import HEADS, HEADS_FILE
 
@@ -95,9 +96,11 @@ def try_data(night: Night, progress: Progress) -> Trial:
     try:
         check_bad_share(bad, len(bad) + len(examples), source.max_bad_share)
         check_data(examples, night.calibration, night.scores.min_images)
-        check_bad_share(unusable, len(calibration), night.masks.max_bad_share)
+        for place in range(len(night.shards)):
+            own = {example.id for example in shard_examples(calibration, place, len(night.shards))}
+            check_bad_share({i: reason for i, reason in unusable.items() if i in own}, len(own), night.masks.max_bad_share)
         if scored is None:
-            mask_weights(located_masks(night.masks, source))
+            located_masks(night.masks, source)
         elif (number := len({e.image for e in calibration if e.id in scored})) < night.scores.min_images:
             raise ValueError(
                 f"{number} images of split 'calibration' have a usable mask of a key object, the heads need scores.min_images = "
@@ -117,7 +120,7 @@ def try_data(night: Night, progress: Progress) -> Trial:
 
 def _scorable(folder: Path, calibration: Sequence[Example], night: Night) -> tuple[set[str] | None, dict[str, str]]:
     """The examples with a usable mask of a key object, and those with none by their reasons; None where the masks are yet to be made."""
-    if located_masks(night.masks, night.images).source == "generated":
+    if are_generated(night.masks, night.images):
         return None, {}
     masks, unusable = exact_masks(folder, calibration, replace(night.masks, max_bad_share=1))
     return set(masks.filter(pl.col("key") & pl.col("reason").is_null())["example_id"]), unusable

@@ -63,9 +63,16 @@ def nightly(settings: Night = NIGHT) -> Result:
     """
     candidate, *controls = settings.arms
     with started(settings.name, settings, night_stages(settings)) as pipeline:
-        pipeline.run([*shared_stages(settings), *arm_stages(candidate)])
+        run_shared(pipeline, settings)
+        pipeline.run(arm_stages(candidate))
         failed = {arm: reason for arm in controls if (reason := pipeline.attempt(arm_stages(arm)))}
         return conclude(pipeline, settings, failed)
+
+
+def run_shared(pipeline: Pipeline, parameters: Parameters) -> None:
+    """Run what all arms stand on. Raises StageFailed, and ValueError where there is not one mask to score heads by."""
+    pipeline.annotate(parameters.shards)
+    pipeline.run(stage for stage in shared_stages(parameters) if stage not in pipeline.outcomes)
 
 
 def shared_stages(parameters: Parameters) -> list[str]:

@@ -18,9 +18,8 @@ from headwise.calibration.settings import Lora
 from headwise.data import COMPOSED, MASK_FILES, Composed, DataSource, has_masks, photographs
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.statistics import Statistics
-from headwise.files import sha256_tree
-from headwise.hub import TRANSFORMERS_FILES, weights_folder
-from headwise.masks.settings import Masks, weights_folders
+from headwise.hub import TRANSFORMERS_FILES, commit, weights_digest, weights_folder
+from headwise.masks.settings import Grounding, Masks, Segmentation, files_of, weights_folders
 from headwise.observation import EMBEDDED, Observation
 from headwise.scores.head_impact import HeadImpact
 from headwise.selection import Arm, Criterion
@@ -50,7 +49,7 @@ Arms = Annotated[
 Kinds = Annotated[tuple[Composed, ...], Field(min_length=1), AfterValidator(distinct)]
 Shards = Annotated[
     tuple[Annotated[int, Field(ge=0, le=9)], ...],
-    Field(min_length=1, description="In how many parts the attention is observed, and their numbers"),
+    Field(min_length=1, description="In how many parts masks are made and attention is observed, and their numbers"),
     AfterValidator(distinct),
 ]
 LONGEST_NAME = 80
@@ -197,23 +196,33 @@ def weights(model: str) -> str:
     return str(weights_folder(model, TRANSFORMERS_FILES))
 
 
-def located_masks(masks: Masks, images: DataSource) -> Masks:
-    """Where the masks come from, decided: the data's own, or models, whose folders are named from the root.
-
-    Raises ValueError if the data's own are asked for and there are none.
-    """
-    exact = has_masks(images)
-    if masks.source == "exact" and not exact:
+def are_generated(masks: Masks, images: DataSource) -> bool:
+    """Whether models make the masks. Raises ValueError if the data's own are asked for and there are none."""
+    if masks.source == "exact" and not has_masks(images):
         raise ValueError(f"masks.source = exact, and {images.path} has neither {' nor '.join(MASK_FILES)}; see `headwise data --help`")
-    if masks.source == "exact" or (masks.source == "auto" and exact):
-        return replace(masks, source="exact")
-    grounding, segmentation = (replace(part, model=_from_root_if_there(part.model)) for part in (masks.grounding, masks.segmentation))
-    return replace(masks, source="generated", grounding=grounding, segmentation=segmentation)
+    return masks.source == "generated" or (masks.source == "auto" and not has_masks(images))
+
+
+def located_masks(masks: Masks, images: DataSource) -> Masks:
+    """Where the masks come from, decided: the data's own, or models, folders named from the root or commits on the Hub.
+
+    Raises ValueError if the data's own are asked for and there are none, or a model is neither a folder nor to be had.
+    """
+    if not are_generated(masks, images):
+        return replace(masks, source="exact", grounding=Grounding(), segmentation=Segmentation())  # what is not used reruns nothing
+    named = {part: replace(getattr(masks, part), model=_from_root_if_there(getattr(masks, part).model)) for part in files_of(masks)}
+    located = replace(masks, source="generated", **named)
+    folders = weights_folders(located)
+    fixed = {part: replace(model, revision=commit(model.model, folders[part])) for part, model in named.items()}
+    return replace(located, **fixed)
 
 
 def mask_weights(masks: Masks) -> dict[str, str]:
-    """The SHA-256 of the weights that make the masks; empty where they are exact. Raises ValueError if they are nowhere."""
-    return {} if masks.source == "exact" else {part: sha256_tree(folder) for part, folder in weights_folders(masks).items()}
+    """The SHA-256 of the weights that make these located masks; empty where they are exact."""
+    if masks.source == "exact":
+        return {}
+    folders = weights_folders(masks)
+    return {part: weights_digest(folders[part], files) for part, files in files_of(masks).items()}
 
 
 def _from_root_if_there(model: str) -> str:

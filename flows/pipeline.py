@@ -15,6 +15,7 @@ from flows.summaries import stage_metrics, stage_table
 from flows.terminal import stage_bar
 from flows.tracking import Record, open_client, recorded
 from flows.workspace import Workspace, open_workspace
+from headwise.masks.table import check_found, read_masks, written_shards
 
 
 class Pipeline:
@@ -52,6 +53,11 @@ class Pipeline:
             run = run_stage(name, self.workspace.folder, up_to_date=name in self._fresh)
             self.outcomes[name] = run.outcome
             self._publish(run)
+
+    def annotate(self, shards: Iterable[int]) -> None:
+        """Images, and the masks of their objects. Raises ValueError if not one mask of all shards can be used, with the likely cause."""
+        self.run(annotation_stages(shards))
+        check_found(read_masks(written_shards(self.workspace.folder / "data" / "masks")))
 
     def attempt(self, names: Sequence[str]) -> str | None:
         """Run stages that the rest can do without; returns the reason, where one failed.

@@ -55,8 +55,8 @@ def _masks(folder: Path) -> Rows:
 
 def _states(masks: pl.DataFrame) -> Rows:
     reason = pl.col("reason").str.split(":").list.first().str.replace_all(NUMBER, "…").fill_null("usable")
-    counts = masks.group_by(reason.alias("state")).agg(masks=pl.len(), mean_area=pl.col("area").mean().round(4))
-    return counts.sort("masks", descending=True).to_dicts()
+    counts = masks.group_by(reason.alias("state")).agg(rows=pl.len(), mean_area=pl.col("area").mean().round(4))
+    return counts.sort("rows", descending=True).to_dicts()
 
 
 def _attention(folder: Path) -> Rows:

@@ -18,6 +18,8 @@ from headwise.files import new_file
 NAME: TypeAdapter[str] = TypeAdapter(Name)
 CONTROLS = "controls-"
 """What the names of the controls' workspaces begin with."""
+MASKS = "masks-"
+"""What the names of those begin with in which masks alone are made."""
 
 UNFINISHED = "unfinished"
 """A file in the clone for as long as a run goes on, and after one that did not come to its end."""
@@ -53,12 +55,12 @@ def runs_folder() -> Path:
 
 
 def find_run(name: str | None) -> Path:
-    """The clone of the named run, or of the one that was opened last; a cell of the controls has to be named.
+    """The clone of the named run, or of the one that was opened last; a cell of the controls, or masks alone, have to be named.
 
     Raises ValueError naming the runs that exist.
     """
     runs = sorted((run for run in runs_folder().glob("[!.]*") if (run / PARAMS).is_file()), key=_opened)
-    found = [run for run in runs if (run.name == name if name else not run.name.startswith(CONTROLS))]
+    found = [run for run in runs if (run.name == name if name else not run.name.startswith((CONTROLS, MASKS)))]
     if not found:
         known = ", ".join(sorted(run.name for run in runs)) or "none yet: start with `headwise run`"
         raise ValueError(f"no run named {name!r}; the runs are: {known}" if name else f"no run: {known}")

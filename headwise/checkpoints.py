@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 from unittest.mock import patch
 
@@ -42,3 +43,9 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         set_tqdm_hook(before)
+
+
+def require_safetensors(folder: Path) -> None:
+    """Raises ValueError if there are none: transformers would look for a pickle, whatever it was told."""
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder}: no weights as *.safetensors; pickled ones are not read")

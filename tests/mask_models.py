@@ -35,6 +35,9 @@ from tests import tiny
 FLORENCE_PIXELS, SAM_PIXELS = 64, 256
 POSITIONS = 256
 T = TypeVar("T", bound=nn.Module)
+CUT = "<cut>"
+"""At the end of a recorded answer: it was longer than allowed."""
+BANNED = ["the image"]
 PARSERS = ("pure_text", "description_with_bboxes", "phrase_grounding", "description_with_bboxes_or_polygons")
 
 
@@ -70,7 +73,11 @@ def florence_processor() -> Florence2Processor:
     image_processor = CLIPImageProcessor(
         size={"height": FLORENCE_PIXELS, "width": FLORENCE_PIXELS}, do_center_crop=False, image_seq_length=side**2 + 1
     )
-    return Florence2Processor(image_processor, florence_tokenizer(), post_processor_config={name: {} for name in PARSERS})
+    return Florence2Processor(
+        image_processor,
+        florence_tokenizer(),
+        post_processor_config={name: {} for name in PARSERS} | {"phrase_grounding": {"banned_grounding_tokens": BANNED}},
+    )
 
 
 def florence_model() -> Florence2ForConditionalGeneration:
@@ -108,6 +115,8 @@ def save_florence(folder: Path, *, places: bool = False) -> Path:
         first = florence_tokenizer().convert_tokens_to_ids("<loc_0>")
         with torch.no_grad():
             model.get_input_embeddings().weight[first : first + 1000] *= 6
+        assert model.generation_config is not None
+        model.generation_config.no_repeat_ngram_size = 1  # else it writes one place again and again
     model.save_pretrained(folder)
     florence_processor().save_pretrained(folder)
     return folder
@@ -258,9 +267,12 @@ def digest(image: Image.Image) -> str:
 
 @dataclass(frozen=True)
 class Recorded(Florence2):
-    """A Florence-2 that writes what was recorded for an image and a prompt, in place of what its random weights would; all else is real."""
+    """A Florence-2 that writes what was recorded for an image and a prompt, and nothing for any other, in place of what its random weights
+    would; all else is real.
+    """
 
     written: Mapping[tuple[str, str], str]
 
     def _write_batch(self, images: list[Image.Image], prompts: list[str]) -> list[str]:
-        return [self.written.get((digest(image), prompt), "</s><s></s>") for image, prompt in zip(images, prompts, strict=True)]
+        found = (self.written.get((digest(image), prompt), "") for image, prompt in zip(images, prompts, strict=True))
+        return [f"</s><s>{text.removesuffix(CUT)}{'' if text.endswith(CUT) else '</s><pad>'}" for text in found]

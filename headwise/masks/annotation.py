@@ -14,8 +14,6 @@ from headwise.masks.table import MASKS
 
 LONGEST_SIDE = 2048
 """Pixels; no model here looks at more than 1,024, and 64 photographs of 100 megapixels would not fit into memory."""
-NO_OBJECT = "no object is meant"
-"""The cause where an example is about nothing in the image."""
 Row = dict[str, object]
 Bad = dict[str, str]
 """The reasons of the examples that cannot be used, by id."""
@@ -63,6 +61,13 @@ def by_image(examples: Sequence[Example], bad: Bad) -> list[tuple[Example, ...]]
         else:
             images[example.image].append(example)
     return [tuple(own) for _, own in sorted(images.items())]
+
+
+def shard_examples(examples: Sequence[Example], shard: int, num_shards: int) -> list[Example]:
+    """The examples of every `num_shards`-th image; those without an image are in the first shard, which says that they are bad."""
+    bad: dict[str, str] = {}
+    chosen = [example for own in by_image(examples, bad)[shard::num_shards] for example in own]
+    return chosen + [example for example in examples if example.id in bad and shard == 0]
 
 
 def _open(folder: Path, examples: tuple[Example, ...], bad: Bad) -> Pictured | None:

@@ -3,9 +3,11 @@
 import json
 from collections import defaultdict
 from collections.abc import Collection
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 from pycocotools import mask as coco
@@ -14,6 +16,8 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from headwise.examples import OBJECTS
 from headwise.masks import rle
 
+Coordinate = Annotated[float, Field(gt=-1e5, lt=1e5, allow_inf_nan=False)]
+"""In pixels; pycocotools ends the process on far larger ones."""
 INSTANCES, REFERENCES = "instances.json", "refs.json"
 
 
@@ -37,7 +41,7 @@ class RunLengths(BaseModel):
     """A mask as run lengths, as numbers or packed into text."""
 
     size: tuple[int, int]
-    counts: list[int] | str
+    counts: list[Annotated[int, Field(ge=0, lt=1 << 31)]] | str
 
 
 class Instance(BaseModel):
@@ -46,7 +50,8 @@ class Instance(BaseModel):
     id: int
     image_id: int
     category_id: int
-    segmentation: list[list[float]] | RunLengths
+    segmentation: list[list[Coordinate]] | RunLengths
+    iscrowd: bool = False
 
 
 class Instances(BaseModel):
@@ -73,37 +78,35 @@ class Reference(BaseModel):
 def read_coco(folder: Path, wanted: Collection[str]) -> pl.DataFrame:
     """The rows of objects.parquet from the folder's instances.json: an object per instance, named by its category.
 
-    With a refs.json beside it, an object per expression and nothing else. Only images whose `file_name` is wanted are looked at.
+    With a refs.json beside it, an object per expression and nothing else. Crowds are no objects. Only images whose `file_name` is wanted
+    are looked at.
     Raises ValueError naming the file and what is wrong in it.
     """
     path = folder / INSTANCES
     content: Instances = _read(path, Instances)
     images, categories = {image.id: image for image in content.images}, {category.id: category.name for category in content.categories}
-    phrases = _phrases(folder / REFERENCES, content) or {
-        instance.id: [categories.get(instance.category_id, "")] for instance in content.annotations
-    }
-    numbers: defaultdict[str, int] = defaultdict(int)
+    phrases = _phrases(folder / REFERENCES, content)
     rows: list[dict[str, object]] = []
     for instance in content.annotations:
         if instance.image_id not in images or instance.category_id not in categories:
             raise ValueError(f"{path}: annotation {instance.id} is of an image or a category that the file does not have")
         image = images[instance.image_id]
-        if image.file_name not in wanted:
+        if image.file_name not in wanted or instance.iscrowd:
             continue
-        counts = _counts(instance, image, path)
-        for phrase in phrases.get(instance.id, ()):
-            own = {"image": image.file_name, "object": numbers[image.file_name], "phrase": phrase, "rle": counts}
-            rows.append({**own, "height": image.height, "width": image.width})
-            numbers[image.file_name] += 1
+        mask = _mask(instance, image, path)
+        named = [categories[instance.category_id]] if phrases is None else dict.fromkeys(phrases[instance.id])
+        rows += [{"image": image.file_name, "phrase": phrase, **mask} for phrase in named]
+    numbers: defaultdict[object, count[int]] = defaultdict(count)
+    rows = [{**row, "object": next(numbers[row["image"]])} for row in rows]
     frame = pl.from_arrow(pa.Table.from_pylist(rows, schema=OBJECTS))
     assert isinstance(frame, pl.DataFrame)
     return frame
 
 
-def _phrases(path: Path, content: Instances) -> dict[int, list[str]]:
-    """The expressions of each instance; empty where the folder has none."""
+def _phrases(path: Path, content: Instances) -> defaultdict[int, list[str]] | None:
+    """The expressions of each instance; None where the folder has no such file."""
     if not path.is_file():
-        return {}
+        return None
     known = {instance.id for instance in content.annotations}
     phrases: defaultdict[int, list[str]] = defaultdict(list)
     references: list[Reference] = _read(path, list[Reference])
@@ -118,28 +121,29 @@ def _read(path: Path, type_: Any) -> Any:
     try:
         return TypeAdapter(type_).validate_python(json.loads(path.read_bytes()))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']} ({error.error_count()} mistakes in all)") from error
+        deepest = max(error.errors(), key=lambda wrong: len(wrong["loc"]))  # a mask is one of several forms, and this is the one meant
+        raise ValueError(f"{path}: {'.'.join(map(str, deepest['loc']))}: {deepest['msg']}") from error
     except ValueError as error:  # no JSON, or no UTF-8
         raise ValueError(f"{path}: not JSON ({error})") from error
 
 
-def _counts(instance: Instance, image: Image, path: Path) -> str:
-    """The instance's mask as packed run lengths; polygons are filled by pycocotools, as COCO's own evaluation does."""
+def _mask(instance: Instance, image: Image, path: Path) -> dict[str, object]:
+    """The instance's height, width and packed run lengths; polygons are filled by pycocotools, as COCO's own evaluation does, and one of
+    fewer than three points is an empty mask. What does not fit the image is for the masks step to say, which leaves out that image alone.
+    """
     given = instance.segmentation
-    size = [image.height, image.width]
-    try:
-        if isinstance(given, RunLengths) and list(given.size) != size:
-            raise ValueError(f"the mask is {given.size[0]} x {given.size[1]}, the image {size[0]} x {size[1]} (height x width)")
-        if isinstance(given, RunLengths) and isinstance(given.counts, str):
-            rle.run_ends(given.counts, *size)
-            return given.counts
-        packed: Any = given.model_dump() if isinstance(given, RunLengths) else [part for part in given if len(part) >= 6]
-        if not packed:
-            raise ValueError("no polygon of three points")
-        merged = coco.frPyObjects(packed, *size)
-        counts = (coco.merge(merged) if isinstance(merged, list) else merged)["counts"].decode()  # pyright: ignore[reportAttributeAccessIssue]
-        rle.run_ends(counts, *size)
-    except ValueError as error:
-        raise ValueError(f"{path}: annotation {instance.id}: {error}") from error
-    return counts
+    if isinstance(given, RunLengths):
+        height, width = given.size
+        if isinstance(given.counts, str):
+            return {"height": height, "width": width, "rle": given.counts}
+        if sum(given.counts) != height * width:
+            raise ValueError(f"{path}: annotation {instance.id}: the runs fill {sum(given.counts)} pixels, the mask has {height} x {width}")
+        lengths: Any = given.model_dump()
+        packed: Any = coco.frPyObjects(lengths, height, width)
+    else:
+        height, width = image.height, image.width
+        parts: Any = [part for part in given if len(part) >= 6 and len(part) % 2 == 0]
+        if not parts:
+            return {"height": height, "width": width, "rle": rle.encode(np.zeros((height, width), dtype=bool))}
+        packed = coco.merge(coco.frPyObjects(parts, height, width))
+    return {"height": height, "width": width, "rle": packed["counts"].decode("ascii")}

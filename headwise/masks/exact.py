@@ -8,10 +8,11 @@ import polars as pl
 
 from headwise.examples import CAPTION, OBJECTS, OBJECTS_FILE, BadExample, Example, check_bad_share
 from headwise.files import read_table
-from headwise.masks.annotation import NO_OBJECT, Bad, Pictured, Row, annotate, as_frame
+from headwise.masks.annotation import Bad, Pictured, Row, annotate, as_frame
 from headwise.masks.quality import bounding_box, rejection
 from headwise.masks.rle import decode
 from headwise.masks.settings import MaskQuality, Masks
+from headwise.masks.table import NO_OBJECT
 
 SOURCE = "exact"
 PHRASELESS = f"{NO_OBJECT}: the example has no phrase and is no caption"

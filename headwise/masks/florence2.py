@@ -11,11 +11,12 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
-from headwise.checkpoints import quiet, torch_device, torch_dtype
+from headwise.checkpoints import quiet, require_safetensors, torch_device, torch_dtype
 from headwise.masks.settings import Grounding
 
 TASKS = {"phrases": "<CAPTION_TO_PHRASE_GROUNDING>", "vocabulary": "<OPEN_VOCABULARY_DETECTION>", "detection": "<OD>"}
 CAPTION = "<CAPTION>"
+END, PAD = "</s>", "<pad>"
 BINS = 1000
 """Florence-2 writes places in thousandths of the image's sides."""
 INSTRUCTION = 32
@@ -35,7 +36,7 @@ class Grounded:
 
 @dataclass(frozen=True)
 class Answer:
-    """The objects of one answer, in its order; or the reason why there is none."""
+    """The objects of one answer, in its order, and the reason why there is none, or why there may be more."""
 
     objects: tuple[Grounded, ...] = ()
     reason: str | None = None
@@ -45,7 +46,7 @@ def parse(text: str) -> list[Grounded]:
     """The boxes that Florence-2 wrote: after each phrase four places per box, or polygons in `<poly>`, around which a box is drawn.
 
     A place stands for the centre of its bin. What is no whole box, such as the end of an answer that was cut, is left out. The processor's
-    own parser finds the same boxes, but rounds them to whole pixels and drops all letters that are not ASCII.
+    own parser finds the same boxes, but rounds them to whole pixels, drops all letters that are not ASCII, and leaves out banned phrases.
     """
     found: list[Grounded] = []
     phrase, places, polygon = "", list[float](), False
@@ -98,11 +99,11 @@ class Florence2:
         """What of each text lies where in its image; with `detection` whatever is there, and the texts are not read."""
         task = TASKS[self.settings.task]
         if self.settings.task == "detection":
-            return [_answer(text) for text in self.write(images, [task] * len(images))]
+            return [self._answer(text) for text in self.write(images, [task] * len(images))]
         answers = [self._refusal(text) for text in texts]
         asked = [place for place, answer in enumerate(answers) if answer is None]
         written = self.write([images[place] for place in asked], [task + cleaned(texts[place]) for place in asked])
-        found = dict(zip(asked, map(_answer, written), strict=True))
+        found = dict(zip(asked, map(self._answer, written), strict=True))
         return [answer or found[place] for place, answer in enumerate(answers)]
 
     def write(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
@@ -123,21 +124,22 @@ class Florence2:
             ids = self.model.generate(**inputs, **limits, do_sample=False)
         return self.processor.tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
+    def _answer(self, text: str) -> Answer:
+        """The objects that were written, without phrases that the processor bans from groundings ("the image", "it")."""
+        banned = self.processor.post_processor.banned_grounding_tokens if self.settings.task == "phrases" else ()
+        objects = tuple(found for found in parse(text) if found.phrase not in banned)
+        if not text.removesuffix(PAD * text.count(PAD)).endswith(END):
+            return Answer(objects, f"cut off: Florence-2's answer is longer than max_new_tokens = {self.settings.max_new_tokens}")
+        return Answer(objects, None if objects else f"nothing found: Florence-2 wrote no box ({' '.join(text.split())[:60]})")
+
     def _refusal(self, text: str) -> Answer | None:
         """An answer without objects to a text that the model cannot read."""
         if not (asked := cleaned(text)):
             return Answer(reason="nothing to look for: the text is empty")
         limit = self.model.config.text_config.max_position_embeddings - self.processor.num_image_tokens - INSTRUCTION
-        if (tokens := len(self.processor.tokenizer(asked)["input_ids"])) > limit:
+        if (tokens := len(self.processor.tokenizer(asked, verbose=False)["input_ids"])) > limit:
             return Answer(reason=f"text too long: {tokens} tokens, Florence-2 reads {limit} ({asked[:40]}...)")
         return None
-
-
-def _answer(text: str) -> Answer:
-    objects = tuple(parse(text))
-    if objects:
-        return Answer(objects)
-    return Answer(reason=f"nothing found: Florence-2 wrote no box ({' '.join(text.split())[:60]})")
 
 
 def load_florence2(folder: Path, settings: Grounding) -> Florence2:
@@ -147,6 +149,7 @@ def load_florence2(folder: Path, settings: Grounding) -> Florence2:
     """
     device = torch_device()
     loader: Any = Florence2ForConditionalGeneration
+    require_safetensors(folder)
     try:
         with quiet():
             model, loaded = loader.from_pretrained(folder, dtype=torch_dtype(settings.dtype, device), output_loading_info=True)

@@ -1,23 +1,27 @@
 """Generated masks: Florence-2 says where the objects are that a question and its answer name, SAM 2 draws their outlines."""
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from headwise.examples import CAPTION, Example
-from headwise.masks.annotation import NO_OBJECT, Bad, Pictured, Row
+from headwise.masks.annotation import Bad, Pictured, Row
 from headwise.masks.florence2 import Answer, Box, Florence2, Grounded, cleaned
 from headwise.masks.quality import Bounds, box_iou, duplicates, rejection
 from headwise.masks.sam2 import Segmented, Segmenter, segment
 from headwise.masks.settings import MaskQuality, Masks
+from headwise.masks.table import NO_OBJECT
 
 SOURCE = "florence2+sam2"
 NO = {"no", "none", "nothing", "nobody", "no one", "0", "zero"}
 """Answers that say that what the question names is not there."""
-DENIED = f"{NO_OBJECT}: the answer says that it is not there"
+DENIED = f"{NO_OBJECT}: the question is whether it is there, and the answer says no"
 ARTICLES = {"a", "an", "the"}
-SPACELESS = "\u3040-\u30ff\u3400-\u9fff"
+SPACELESS = re.compile("[\u3040-\u30ff\u3400-\u9fff]")
+EXISTENCE = re.compile(r"\b(is|are|was|were) there\b|\bany\b|\bhow many\b", re.IGNORECASE)
+"""Questions whose "no" says that there is nothing to look for; the "no" of "Is the ball red?" does not."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,9 @@ class GeneratedMasks:
         _drop_duplicates(rows, pictured, self.settings.quality.max_overlap)
         key = key_objects(example, [found.phrase for found in answer.objects], chosen=self.settings.grounding.task != "detection")
         named = [pictured.row(example, object=n, key=own, **row) for n, (own, row) in enumerate(zip(key, rows, strict=True))]
-        if any(key):
-            return named
-        reason = answer.reason or f"nothing found: nothing that is meant among {', '.join(sorted({f.phrase for f in answer.objects}))}"
-        return [*named, pictured.row(example, key=False, source=SOURCE, reason=reason)]
+        unmeant = f"nothing found: nothing that is meant among {', '.join(sorted({f.phrase for f in answer.objects}))}"
+        reason = answer.reason or (None if any(key) else unmeant)
+        return named if reason is None else [*named, pictured.row(example, key=False, source=SOURCE, reason=reason)]
 
     def _texts(self, window: Sequence[Pictured]) -> list[dict[str, str | None]]:
         """What to look for, per image and example; None where nothing is meant. With `detection` it is the same for all."""
@@ -90,21 +93,24 @@ def asked_text(example: Example) -> str | None:
 
 def _denied(example: Example) -> bool:
     answer = example.answers[0] if example.answers else ""
-    return not example.phrase and example.task != CAPTION and " ".join(words(answer)) in NO
+    asked = not example.phrase and example.task != CAPTION and EXISTENCE.search(example.question)
+    return bool(asked) and " ".join(words(answer)) in NO
 
 
 def key_objects(example: Example, phrases: Sequence[str], *, chosen: bool) -> list[bool]:
     """Which of the objects found, by their phrases, the answer is about.
 
-    chosen: only what the example's phrase names was looked for.
+    chosen: only what the example's phrase names was looked for. Of "the man left of the bus" the man is meant, who is named first.
     """
-    named = [text for text in ([example.phrase] if example.phrase else [*example.answers[:1], example.question]) if words(text)]
-    if not named or (chosen if example.phrase else example.task == CAPTION):
+    if example.phrase and chosen:
+        return [words(phrase) == words(phrases[0]) for phrase in phrases]
+    if example.task == CAPTION and not example.phrase:
         return [True] * len(phrases)
+    named = [example.phrase] if example.phrase else [text for text in (*example.answers[:1], example.question) if words(text)]
     for text in named:
         if any(key := [names(text, phrase) for phrase in phrases]):
             return key
-    return [False] * len(phrases)
+    return [not named] * len(phrases)
 
 
 def names(text: str, phrase: str) -> bool:
@@ -115,7 +121,9 @@ def names(text: str, phrase: str) -> bool:
 
 def words(text: str) -> list[str]:
     """The text's words in small letters, without articles; a character each where the script has no spaces (Chinese, Japanese)."""
-    return [word for word in re.findall(rf"[{SPACELESS}]|[^\W{SPACELESS}]+", text.casefold()) if word not in ARTICLES]
+    plain = unicodedata.normalize("NFC", text.casefold())
+    kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in plain)  # letters, their marks, numbers
+    return [word for word in SPACELESS.sub(r" \g<0> ", kept).split() if word not in ARTICLES]
 
 
 def _inside(box: Box) -> Box | None:

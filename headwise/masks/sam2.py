@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,10 +12,11 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from yaml import YAMLError
 
-from headwise.checkpoints import quiet, torch_device, torch_dtype
+from headwise.checkpoints import quiet, require_safetensors, torch_device, torch_dtype
 from headwise.masks.annotation import Pictured
 from headwise.masks.florence2 import Box
 from headwise.masks.quality import Bounds
@@ -25,7 +27,7 @@ STRIDES = (4, 8, 16)
 """Of the three levels of features that the mask decoder looks at."""
 BOXES_AT_ONCE = 64
 PIXELS_AT_ONCE = 1 << 26
-"""Bounds the logits that are held at the images' own size: a quarter of a gigabyte."""
+"""How many logits are held at the image's own size, if that is not a single mask's already: a quarter of a gigabyte."""
 OFFSET = 1.0
 """How far from the threshold the logits are for the stability, as in SAM's own generator of masks."""
 Logits = Float[Tensor, "box row column"]
@@ -152,9 +154,10 @@ def load_sam2(folder: Path, settings: Segmentation) -> Segmenter:
     from transformers import Sam2ImageProcessor, Sam2Model
 
     loader: Any = Sam2Model
+    require_safetensors(folder)
     try:
         with quiet():
-            model, loaded = loader.from_pretrained(folder, output_loading_info=True)
+            model, loaded = loader.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
         image_processor = Sam2ImageProcessor.from_pretrained(folder)
     except (OSError, SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -166,22 +169,33 @@ def load_sam2(folder: Path, settings: Segmentation) -> Segmenter:
 
 def _load_package(folder: Path) -> Any:
     """The package's model with the weights of the one *.pt, read without running what a pickle may hold."""
+    weights = _single(folder, "*.pt")
+    config = _single(folder, "*.yaml") if any(folder.glob("*.yaml")) else package_config(weights.name)
+    model = build(config)
+    try:
+        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["model"])
+    except (OSError, EOFError, RuntimeError, LookupError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{weights}: not the weights of this SAM 2 ({' '.join(str(error).split())[:300]})") from error
+    return model
+
+
+def build(config: Path) -> Any:
+    """A model of the package, from its configuration, with the weights that it begins with. Raises ValueError if it is none of a SAM 2."""
+    from hydra.errors import HydraException
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    weights = _single(folder, "*.pt")
-    own = any(folder.glob("*.yaml"))
-    config = OmegaConf.load(_single(folder, "*.yaml") if own else package_config(weights.name))
-    decoder = {f"dynamic_multimask_{name}": value for name, value in DECODER.items()}
-    OmegaConf.update(config, "model.sam_mask_decoder_extra_args", decoder, force_add=True)
-    _check_targets(OmegaConf.to_container(config, resolve=True), folder)
-    model = instantiate(config.model, _recursive_=True)
     try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)["model"]
-        model.load_state_dict(state)
-    except (OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{weights}: not the weights of this SAM 2 ({reason})") from error
+        content = OmegaConf.load(config)
+        _check_targets(OmegaConf.to_container(content, resolve=True), config)
+        decoder = {f"dynamic_multimask_{name}": value for name, value in DECODER.items()}
+        OmegaConf.update(content, "model.sam_mask_decoder_extra_args", decoder, force_add=True)
+        model = instantiate(content.model, _recursive_=True)
+    except (OSError, YAMLError, OmegaConfBaseException, HydraException) as error:
+        raise ValueError(f"{config}: not the configuration of a SAM 2 ({' '.join(str(error).split())[:300]})") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{config}: not the configuration of a SAM 2 (no `model` with a `_target_`)")
     return model
 
 
@@ -207,12 +221,23 @@ def _single(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-def _check_targets(content: Any, folder: Path) -> None:
-    """A configuration names the classes to build: only the package's own."""
+def _check_targets(content: Any, config: Path) -> None:
+    """A configuration names what to call: only the package's own classes of models. Raises ValueError on anything else."""
     if isinstance(content, Mapping):
-        target = str(content.get("_target_", "sam2."))
-        if not target.startswith("sam2."):
-            raise ValueError(f"{folder}: its configuration would build {target!r}, which is not the sam2 package's")
+        if (name := content.get("_target_")) is not None and not _is_model(str(name)):
+            raise ValueError(f"{config}: it would call {str(name)!r}, which is no model class of the sam2 package")
         content = list(content.values())
     for part in content if isinstance(content, list) else ():
-        _check_targets(part, folder)
+        _check_targets(part, config)
+
+
+def _is_model(name: str) -> bool:
+    """Whether this is a class that the package's models are made of, and not what can be reached through one of its modules."""
+    module, _, attribute = name.rpartition(".")
+    if not module.startswith("sam2.modeling."):
+        return False
+    try:
+        found = getattr(import_module(module), attribute, None)
+    except ImportError:
+        return False
+    return isinstance(found, type) and found.__module__ == module

@@ -1,5 +1,6 @@
 """Where the masks of the key objects come from, and which are good enough: apart from the models, so that reading it loads none."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,7 @@ from headwise.hub import TRANSFORMERS_FILES, weights_folder
 FORBID = ConfigDict(extra="forbid")
 SAM2_FILES = {"sam2": ("*.pt", "*.yaml"), "transformers": TRANSFORMERS_FILES}
 """What either backend reads of a model; a *.yaml is needed beside weights that Meta did not publish."""
+Revision = Annotated[str, Field(description="commit of a model on the Hub; empty: the latest when the run starts")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"], Field(description="auto: bfloat16 where the hardware has it, else float32")
@@ -24,6 +26,7 @@ class Grounding:
     model: Annotated[str, Field(min_length=1, description="Florence-2: a transformers folder, or a model of the Hugging Face Hub")] = (
         "florence-community/Florence-2-base"
     )
+    revision: Revision = ""
     task: Annotated[
         Literal["phrases", "vocabulary", "detection"],
         Field(description="phrases: every phrase of the text; vocabulary: what the text as a whole names; detection: whatever is there"),
@@ -41,6 +44,7 @@ class Segmentation:
     model: Annotated[str, Field(min_length=1, description="SAM 2 or 2.1: a folder, or a model of the Hugging Face Hub")] = (
         "facebook/sam2.1-hiera-tiny"
     )
+    revision: Revision = ""
     backend: Annotated[
         Literal["sam2", "transformers"],
         Field(description="sam2: Meta's package, weights *.pt; transformers: its own Sam2, weights *.safetensors"),
@@ -77,10 +81,13 @@ class Masks:
     ] = 0.05
 
 
+def files_of(masks: Masks) -> dict[str, Sequence[str]]:
+    """What either model is read from."""
+    return {"grounding": TRANSFORMERS_FILES, "segmentation": SAM2_FILES[masks.segmentation.backend]}
+
+
 def weights_folders(masks: Masks) -> dict[str, Path]:
     """Where the weights of both models lie, downloaded if need be. Raises ValueError if one is neither a folder nor to be had."""
-    grounding, segmentation = masks.grounding, masks.segmentation
     return {
-        "grounding": weights_folder(grounding.model, TRANSFORMERS_FILES),
-        "segmentation": weights_folder(segmentation.model, SAM2_FILES[segmentation.backend]),
+        part: weights_folder(getattr(masks, part).model, files, getattr(masks, part).revision) for part, files in files_of(masks).items()
     }

@@ -86,12 +86,12 @@ def _sentence(masks: pl.DataFrame) -> str:
 
 def _sheets(images: Path, masks: pl.DataFrame, folder: Path) -> list[Sheet]:
     examples = {example.id: example for example in read_examples(images)}
-    first = masks.filter(pl.col("object").is_not_null()).sort("image", "example_id").group_by("image", maintain_order=True).first()
+    first = masks.sort("image", "example_id").group_by("image", maintain_order=True).first()
     ids = first["example_id"].to_list()
     random.Random(0).shuffle(ids)
     sheets: list[Sheet] = []
     for example_id in ids:
-        rows = masks.filter((pl.col("example_id") == example_id) & pl.col("object").is_not_null()).sort("object")
+        rows = masks.filter(pl.col("example_id") == example_id).sort("object", nulls_last=True)
         try:
             image = open_image(images, examples[example_id])
         except BadExample:
@@ -113,7 +113,7 @@ def _draw(example: Example, image: Image.Image, rows: Sequence[dict[str, object]
             mask = Image.fromarray(decode(str(row["rle"]), int(str(row["height"])), int(str(row["width"]))))
             picture = _laid(picture, np.asarray(mask.resize(size, Image.Resampling.NEAREST)), colour, filled=bool(row["key"]))
         reason = None if row["reason"] is None else str(row["reason"])
-        entries.append(Entry("#" + "".join(f"{part:02x}" for part in colour), str(row["phrase"]), bool(row["key"]), reason))
+        entries.append(Entry("#" + "".join(f"{part:02x}" for part in colour), str(row["phrase"] or "no object"), bool(row["key"]), reason))
     Image.fromarray(picture).save(path, quality=88, subsampling=0)
     answer = example.answers[0] if example.answers else ""
     return Sheet(f"{path.parent.name}/{path.name}", example.question, answer, tuple(entries))

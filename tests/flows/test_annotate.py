@@ -39,7 +39,7 @@ def test_masks_are_made_once_and_compared_and_shown(tmp_path: Path, models: Mask
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     exact = run(Annotation(images=IMAGES, name="exact"))
     assert exact.recomputed == ("images", "masks@0", "masks@1") and exact.agreement == []
-    assert {row["state"] for row in exact.states} >= {"usable"}
+    assert {row["state"] for row in exact.states} >= {"usable"} and exact.folder.name == "masks-exact"
     made = run(Annotation(images=IMAGES, masks=models, name="made"))
     assert made.recomputed == ("masks@0", "masks@1"), "the images were restored"
     masks = read_masks(written_shards(made.folder / "data/masks"))

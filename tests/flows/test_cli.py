@@ -102,9 +102,11 @@ def test_data_shows_what_a_folder_holds_and_what_it_leaves_out(project: Path, tm
     write_table(pa.Table.from_pylist(objects, schema=OBJECTS), folder / "objects.parquet", OBJECTS)
     refused = data(*allowed)
     assert "left out: 000002: images/1-" in refused and "no object is 'disc', the image has ['ring']" in refused
-    assert "headwise: 1 of 2 examples are bad" in refused
-    half = ["--set", "masks.max_bad_share=0.5"]
-    assert "1 images of split 'calibration' have a usable mask of a key object" in data(*allowed, *half)
+    assert "headwise: 1 of 1 examples are bad" in refused, "of its shard"
+    objects[1]["phrase"] = "disc"
+    write_table(pa.Table.from_pylist(objects, schema=OBJECTS), folder / "objects.parquet", OBJECTS)
+    strict = ["--set", "masks.quality.min_area=0.9"]
+    assert "0 images of split 'calibration' have a usable mask of a key object" in data(*allowed, *strict)
     (folder / "objects.parquet").unlink()
     made = data(*allowed)
     assert "calibration vqa 2 2 -" in made, "the masks are yet to be made"

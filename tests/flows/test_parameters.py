@@ -22,7 +22,7 @@ from headwise.calibration.settings import Lora
 from headwise.data import DataSource
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.statistics import Statistics
-from headwise.files import sha256_tree
+from headwise.hub import weights_digest
 from headwise.masks.settings import Grounding, MaskQuality, Masks, Segmentation
 from headwise.observation import Observation
 from headwise.scores.head_impact import HeadImpact
@@ -166,10 +166,18 @@ def test_overrides_are_yaml_and_reach_the_fields_of_fields() -> None:
 def test_where_masks_come_from_is_decided_once(tmp_path: Path) -> None:
     own = DataSource(kind="folder", path=str(tmp_path))
     assert located_masks(Masks(), DataSource()).source == "exact"
-    assert located_masks(Masks(), own).source == "generated"
+    models = {part: str(tmp_path / part) for part in ("grounding", "segmentation")}
+    for folder, file in zip(models.values(), ("config.json", "own.pt"), strict=True):
+        Path(folder).mkdir()
+        (Path(folder) / file).write_text("{}")
+    made = Masks(grounding=Grounding(model=models["grounding"]), segmentation=Segmentation(model=models["segmentation"]))
+    assert located_masks(made, own).source == "generated"
+    with pytest.raises(ValueError, match="model 'florence-community/Florence-2-base': not a folder"):
+        located_masks(Masks(), own)
     (tmp_path / "instances.json").touch()
     assert located_masks(Masks(), own).source == "exact" and mask_weights(located_masks(Masks(), own)) == {}
-    assert located_masks(Masks(source="generated"), own).source == "generated"
+    assert located_masks(replace(made, source="generated"), own).source == "generated"
+    assert located_masks(made, own) == Masks(source="exact"), "models that make no masks change nothing"
     (tmp_path / "instances.json").unlink()
     with pytest.raises(ValueError, match=r"masks\.source = exact, and .* has neither objects\.parquet nor instances\.json"):
         located_masks(Masks(source="exact"), own)
@@ -186,7 +194,12 @@ def test_folders_of_mask_models_are_named_from_the_root_and_watched_by_their_dig
     params = replace(DEFAULTS, masks=models).as_params()
     assert params["masks"]["grounding"]["model"] == str(tmp_path / "florence")
     assert params["masks"]["segmentation"]["model"] == str(tmp_path / "sam2")
-    assert params["mask_weights"] == {"grounding": sha256_tree(tmp_path / "florence"), "segmentation": sha256_tree(tmp_path / "sam2")}
+    assert params["mask_weights"] == {
+        "grounding": weights_digest(tmp_path / "florence", ["*.json"]),
+        "segmentation": weights_digest(tmp_path / "sam2", ["*.pt"]),
+    }
+    (tmp_path / "sam2/notes.md").write_text("mine")
+    assert replace(DEFAULTS, masks=models).as_params() == params, "what nobody reads changes nothing"
 
 
 @pytest.mark.parametrize(

@@ -71,13 +71,18 @@ def test_what_is_not_key_or_not_usable_does_not_count() -> None:
     assert (found.masks, found.precision, found.recall) == (1, 1, 1)
 
 
+def test_an_object_of_several_names_counts_once() -> None:
+    found = agreement(frame({"a": TRUTH["a"]}), frame({"a": TRUTH["a"] * 3}))
+    assert (found.objects, found.mean_iou, found.recall) == (1, 1, 1)
+
+
 def test_without_a_truth_every_share_is_unknown() -> None:
     found = agreement(frame(TRUTH), mask_frame([]))
     assert (found.examples, found.objects, found.masks) == (0, 0, 0)
     assert found.mean_iou is found.precision is found.recall is found.union_iou is None
 
 
-BLOCKS = st.lists(st.builds(block, *[st.integers(0, 30)] * 2, *[st.integers(1, 30)] * 2), max_size=4)
+BLOCKS = st.lists(st.builds(block, *[st.integers(0, 30)] * 2, *[st.integers(1, 30)] * 2), max_size=4, unique_by=lambda mask: mask.tobytes())
 
 
 def iou(first: np.ndarray, second: np.ndarray) -> float:

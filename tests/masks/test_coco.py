@@ -59,6 +59,27 @@ def test_expressions_name_their_instance_and_the_rest_is_left_out(tmp_path: Path
     assert rows.select("object", "phrase").rows() == [(0, "left one"), (1, "the cat")]
 
 
+def test_an_expression_given_twice_names_once_and_no_expression_names_nothing(tmp_path: Path) -> None:
+    sentences = [{"sent": "left one"}, {"sent": "left one"}]
+    assert read_coco(write(tmp_path, content([SQUARE]), [{"ann_id": 10, "sentences": sentences}]), ["a.jpg"])["phrase"].to_list() == [
+        "left one"
+    ]
+    assert read_coco(write(tmp_path, content([SQUARE]), []), ["a.jpg"]).is_empty()
+
+
+def test_crowds_are_no_objects(tmp_path: Path) -> None:
+    instances = content([SQUARE], [SQUARE])
+    instances["annotations"][0]["iscrowd"] = 1  # pyright: ignore[reportIndexIssue]
+    assert read_coco(write(tmp_path, instances), ["a.jpg"])["object"].to_list() == [0]
+
+
+def test_what_does_not_fit_its_image_is_left_to_the_masks_step(tmp_path: Path) -> None:
+    wrong = ({"size": [5, 5], "counts": [25]}, {"size": [HEIGHT, WIDTH], "counts": "é"}, [[1, 2, 3, 4]])
+    rows = read_coco(write(tmp_path, content(*wrong)), ["a.jpg"])
+    assert rows["height"].to_list() == [5, HEIGHT, HEIGHT] and rows["rle"][1] == "é"
+    assert not decode(rows["rle"][2], HEIGHT, WIDTH).any()
+
+
 def test_images_that_nobody_asks_about_are_passed_over(tmp_path: Path) -> None:
     assert read_coco(write(tmp_path, content([SQUARE])), ["b.jpg", "c.jpg"]).is_empty()
 
@@ -66,13 +87,15 @@ def test_images_that_nobody_asks_about_are_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("instances", "references", "message"),
     [
-        (content({"size": [5, 5], "counts": [25]}), None, r"annotation 10: the mask is 5 x 5, the image 30 x 40"),
-        (content({"size": [HEIGHT, WIDTH], "counts": [7]}), None, r"annotation 10: the mask's runs fill 7 pixels, the image has 30 x 40"),
-        (content({"size": [HEIGHT, WIDTH], "counts": "é"}), None, "annotation 10: 'é' is no character of COCO run lengths"),
-        (content([[1, 2, 3, 4]]), None, "annotation 10: no polygon of three points"),
+        (content({"size": [HEIGHT, WIDTH], "counts": [7]}), None, r"annotation 10: the runs fill 7 pixels, the mask has 30 x 40"),
+        (content({"size": [HEIGHT, WIDTH], "counts": [-5, 1205]}), None, r"annotations\.0\.segmentation.*greater than or equal to 0"),
+        (content({"size": [HEIGHT, WIDTH], "counts": [2**33]}), None, r"annotations\.0\.segmentation.*less than"),
+        (content([[1e9, 2, 3, 4, 5, 6]]), None, r"annotations\.0\.segmentation.*less than"),
+        (content([[float("inf"), 2, 3, 4, 5, 6]]), None, r"annotations\.0\.segmentation"),
+        (content([[float("nan"), 2, 3, 4, 5, 6]]), None, r"annotations\.0\.segmentation"),
         (content([SQUARE], images=[]), None, "annotation 10 is of an image or a category that the file does not have"),
         (content([SQUARE], categories=[]), None, "annotation 10 is of an image or a category"),
-        ({"images": []}, None, r"instances\.json: categories: Field required \(2 mistakes in all\)"),
+        ({"images": []}, None, r"instances\.json: categories: Field required"),
         ([], None, r"instances\.json: .*valid dictionary"),
         (content([SQUARE]), [{"ann_id": 99, "sentences": []}], r"refs\.json: a reference to annotation 99"),
         (content([SQUARE]), [{"sentences": []}], r"refs\.json: 0\.ann_id: Field required"),

@@ -104,15 +104,16 @@ def test_a_text_cannot_hold_the_models_own_marks() -> None:
 def test_a_real_model_answers_every_text_through_the_true_processor(florence2: Florence2, task: str) -> None:
     asked = replace(florence2, settings=replace(PLAIN, task=task))
     answers = asked.ground(pictures(5), TEXTS)
-    assert len(answers) == 5 and all(bool(answer.objects) != bool(answer.reason) for answer in answers)
+    assert len(answers) == 5 and all(answer.objects or answer.reason for answer in answers)
     assert len(asked.describe(pictures(2))) == 2
 
 
-def test_batched_is_one_by_one(florence2: Florence2) -> None:
+def test_batched_is_one_by_one(tmp_path: Path) -> None:
+    florence2 = load_florence2(save_florence(tmp_path / "model", places=True), PLAIN)
     prompts = [f"<CAPTION_TO_PHRASE_GROUNDING>{text}" for text in TEXTS]
     together = florence2.write(pictures(5), prompts)
     alone = [florence2.write([image], [prompt])[0] for image, prompt in zip(pictures(5), prompts, strict=True)]
-    assert list(map(parse, together)) == list(map(parse, alone))
+    assert list(map(parse, together)) == list(map(parse, alone)) and all(map(parse, together))
     assert [text.replace("<pad>", "") for text in together] == [text.replace("<pad>", "") for text in alone]
     assert len(set(together)) > 1, "the weights answer everything alike, so this test shows nothing"
 
@@ -137,7 +138,7 @@ def test_a_text_that_cannot_be_read_is_an_answer_with_the_reason(florence2: Flor
     empty, other = florence2.ground(pictures(2), [text, "a cat"])
     assert empty.objects == () and empty.reason is not None
     assert re.match(reason, empty.reason)
-    assert isinstance(other, Answer) and (other.objects or str(other.reason).startswith("nothing found"))
+    assert isinstance(other, Answer) and (other.objects or str(other.reason).startswith(("nothing found", "cut off")))
 
 
 @pytest.mark.parametrize("text", ["😀🌲", "красный круг", "猫が二匹", "a cat 🐈 and un garçon"])
@@ -153,8 +154,21 @@ def test_a_folder_that_lacks_a_file_is_named(folder: Path, tmp_path: Path, name:
         if file.name != name:
             (partial / file.name).symlink_to(file)
     assert (folder / name).is_file()
-    with pytest.raises(ValueError, match=r"tiny: not a whole Florence-2 of transformers in .*partial"):
+    with pytest.raises(
+        ValueError, match=r"tiny: not a whole Florence-2 of transformers in .*partial|partial: no weights as \*\.safetensors"
+    ):
         load_florence2(partial, PLAIN)
+
+
+def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors":
+            (pickled / file.name).symlink_to(file)
+    torch.save(load_file(folder / "model.safetensors"), pickled / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pickled: no weights as \*\.safetensors; pickled ones are not read"):
+        load_florence2(pickled, PLAIN)
 
 
 def test_weights_that_lack_a_tensor_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from headwise.masks.generated import GeneratedMasks, asked_text, key_objects, na
 from headwise.masks.rle import decode
 from headwise.masks.sam2 import Segmenter, load_sam2
 from headwise.masks.settings import Grounding, MaskQuality, Masks, Segmentation
-from tests.mask_models import Recorded, digest, florence_model, florence_processor, save_florence, save_sam2
+from tests.mask_models import CUT, Recorded, digest, florence_model, florence_processor, save_florence, save_sam2
 
 HEIGHT, WIDTH = 48, 64
 LENIENT = MaskQuality(min_area=0, max_area=1, min_predicted_iou=0, min_stability=0, min_box_iou=0, max_overlap=1)
@@ -75,6 +75,9 @@ def test_objects_of_the_answer_are_key_and_masks_fill_the_image(segmenter: Segme
         (example("caption", "Describe it.", "A cat by a tree.", task=CAPTION), "A cat by a tree."),
         (example("unanswered", "Where is it?", ""), "Where is it?"),
         (example("denied", "Is there a bird?", "No."), None),
+        (example("counted", "How many birds are there?", "0"), None),
+        (example("not so", "Is the ball red?", "no"), "Is the ball red? no"),
+        (example("a number", "What is on the jersey?", "0"), "What is on the jersey? 0"),
         (example("denied with a phrase", "Is there a bird?", "no", phrase="bird"), "bird"),
         (example("wordless", "", ""), ""),
     ],
@@ -102,14 +105,26 @@ def test_which_objects_are_key(asked: Example, phrases: list[str], key: list[boo
 
 def test_of_a_phrase_everything_found_is_key_unless_florence_chose() -> None:
     asked = example("p", phrase="the cat")
-    assert key_objects(asked, ["animal", "cat"], chosen=True) == [True, True]
+    assert key_objects(asked, ["animal", "An animal"], chosen=True) == [True, True]
     assert key_objects(asked, ["animal", "cat"], chosen=False) == [False, True]
+    assert key_objects(asked, [], chosen=True) == []
+
+
+def test_of_a_phrase_with_a_relation_the_object_that_is_named_first_is_key() -> None:
+    asked = example("p", phrase="man left of the bus")
+    assert key_objects(asked, ["man", "the bus", "A man"], chosen=True) == [True, False, True]
+
+
+def test_where_florence_names_what_is_there_a_phrase_without_words_names_none_of_it() -> None:
+    assert key_objects(example("p", phrase="🐱"), ["a cat", "a dog"], chosen=False) == [False, False]
 
 
 def test_words_name_each_other_whole() -> None:
     assert names("a black cat", "The Cat") and names("cat", "a cat on a mat")
     assert not names("a cattle", "cat") and not names("", "cat") and not names("the", "the cat")
     assert names("红色的猫", "猫") and not names("红色的猫", "狗")
+    assert names("un café", "cafe\u0301") and not names("café", "cafe")
+    assert not names("बिल", "बोल")
 
 
 def test_zero_boxes_are_a_row_with_the_reason(segmenter: Segmenter) -> None:
@@ -121,6 +136,19 @@ def test_zero_boxes_are_a_row_with_the_reason(segmenter: Segmenter) -> None:
 def test_nothing_that_is_meant_among_what_was_found_is_a_row_too(segmenter: Segmenter) -> None:
     rows = rows_of(segmenter, pictured(example("q", "What colour?", "red")), {f"{GROUND}What colour? red": DOG})
     assert short(rows) == [(0, "a dog", False, None), (None, None, False, "nothing found: nothing that is meant among a dog")]
+
+
+def test_an_answer_that_was_cut_off_says_so_beside_what_was_read(segmenter: Segmenter) -> None:
+    rows = rows_of(segmenter, pictured(example("q", phrase="a cat")), {f"{GROUND}a cat": CAT + "a cat<loc_1>" + CUT})
+    reason = "cut off: Florence-2's answer is longer than max_new_tokens = 512"
+    assert short(rows) == [(0, "a cat", True, None), (None, None, False, reason)]
+
+
+def test_phrases_that_the_processor_bans_are_no_objects(segmenter: Segmenter) -> None:
+    asked = example("q", "How many cats are in the image?", "two")
+    text = CAT + "the image<loc_0><loc_0><loc_999><loc_999>"
+    rows = rows_of(segmenter, pictured(asked), {f"{GROUND}How many cats are in the image? two": text.replace("a cat", "cats")})
+    assert short(rows) == [(0, "cats", True, None)]
 
 
 def test_a_denied_object_is_not_looked_for(segmenter: Segmenter) -> None:

@@ -164,7 +164,8 @@ def test_lower_precision_draws_nearly_the_same(folders: dict[str, Path], dtype: 
     for backend in SAVE:
         exact, rough = (load_sam2(folders[backend], settings(backend, dtype=name)) for name in ("float32", dtype))
         one, two = (next(iter(segment(own, window()[:1], BOXES[:1], 1)[0].values())) for own in (exact, rough))
-        assert (mask_of(one, window()[0]) == mask_of(two, window()[0])).mean() > 0.9
+        first, second = mask_of(one, window()[0]), mask_of(two, window()[0])
+        assert (first & second).sum() / (first | second).sum() > 0.9 and 0.02 < first.mean() < 0.98
 
 
 def linked(folder: Path, target: Path, *without: str) -> Path:
@@ -189,7 +190,7 @@ def test_a_folder_that_lacks_a_file_or_has_two_is_named(folders: dict[str, Path]
         load_sam2(both, own)
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
         assert (folders["transformers"] / name).is_file()
-        with pytest.raises(ValueError, match="tiny: not a whole SAM 2 of transformers"):
+        with pytest.raises(ValueError, match=r"tiny: not a whole SAM 2 of transformers|no weights as \*\.safetensors"):
             load_sam2(linked(folders["transformers"], tmp_path / name, name), settings("transformers"))
 
 
@@ -205,6 +206,9 @@ def test_broken_or_foreign_weights_are_refused(folders: dict[str, Path], tmp_pat
     torch.save({"model": state}, lacking / "own.pt")
     with pytest.raises(ValueError, match="no_mem_embed"):
         load_sam2(lacking, settings("sam2"))
+    torch.save(torch.zeros(3), lacking / "own.pt")
+    with pytest.raises(ValueError, match=r"own\.pt: not the weights of this SAM 2"):
+        load_sam2(lacking, settings("sam2"))
     other = linked(folders["transformers"], tmp_path / "other", "model.safetensors")
     weights = load_file(folders["transformers"] / "model.safetensors")
     del weights["mask_decoder.iou_token.weight"]
@@ -213,12 +217,43 @@ def test_broken_or_foreign_weights_are_refused(folders: dict[str, Path], tmp_pat
         load_sam2(other, settings("transformers"))
 
 
-def test_a_configuration_cannot_run_code_of_its_own(folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "sam2.build_sam.torch.hub.load",
+        "sam2.modeling.sam2_base.torch.load",
+        "sam2.modeling.memory_encoder.nn.Linear",
+        "sam2.modeling.memory_encoder.nothing",
+        "sam2.modeling.nowhere.CXBlock",
+        "sam2.build_sam.build_sam2",
+        "5",
+    ],
+)
+def test_a_configuration_can_name_nothing_but_the_package_s_models(folders: dict[str, Path], tmp_path: Path, target: str) -> None:
     foreign = linked(folders["sam2"], tmp_path / "foreign", "own.yaml")
-    text = (folders["sam2"] / "own.yaml").read_text().replace("sam2.modeling.memory_encoder.CXBlock", "os.system")
+    text = (folders["sam2"] / "own.yaml").read_text().replace("sam2.modeling.memory_encoder.CXBlock", target)
     (foreign / "own.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"would build 'os\.system'"):
+    with pytest.raises(ValueError, match=f"would call '{target}'"):
         load_sam2(foreign, settings("sam2"))
+
+
+@pytest.mark.parametrize(
+    "text", ["model: [", "weights: 3", "model:\n  _target_: sam2.modeling.sam2_base.SAM2Base", "", "model: ${nothing}"]
+)
+def test_a_configuration_that_is_none_is_named(folders: dict[str, Path], tmp_path: Path, text: str) -> None:
+    broken = linked(folders["sam2"], tmp_path / "broken", "own.yaml")
+    (broken / "own.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"own\.yaml: not the configuration of a SAM 2"):
+        load_sam2(broken, settings("sam2"))
+
+
+def test_the_weights_are_fp32_whatever_they_were_saved_in(folders: dict[str, Path], tmp_path: Path) -> None:
+    other = linked(folders["transformers"], tmp_path / "other", "model.safetensors")
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(folders["transformers"] / "model.safetensors").items()}
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    loaded = load_sam2(other, settings("transformers"))
+    assert isinstance(loaded, Sam2Transformers) and loaded.model.dtype == torch.float32
 
 
 def test_meta_s_own_weights_need_no_configuration(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ def data(tmp_path: Path) -> Path:
         "image": "images/000.png",
         "source": "florence2+sam2",
         "reason": "nothing found: x",
+        "height": 40,
+        "width": 60,
     }
     (tmp_path / "masks/shard=00").mkdir(parents=True)
     write_table(pa.Table.from_pylist([*rows, nothing], schema=MASKS), tmp_path / "masks/shard=00/masks.parquet", MASKS)
@@ -41,7 +43,7 @@ def test_every_object_is_drawn_and_named_with_what_became_of_it(data: Path) -> N
     section = masks_section(data, data / "sheets")
     assert section is not None and len(section.sheets) == 3
     assert "6 masks (florence2+sam2) for 4 examples about 3 images; 3 are usable, and 1 examples" in section.sentence
-    for sheet in section.sheets:
+    for sheet in (sheet for sheet in section.sheets if len(sheet.entries) == 2):
         assert [(entry.phrase, entry.key, entry.reason) for entry in sheet.entries] == [("cat", True, None), ("<dog>", False, "too small")]
         assert sheet.entries[1].colour == "#808080" != sheet.entries[0].colour
         picture = np.asarray(Image.open(data / sheet.picture))
@@ -49,6 +51,12 @@ def test_every_object_is_drawn_and_named_with_what_became_of_it(data: Path) -> N
         scale = SIDE / 60
         inside, outside = picture[int(15 * scale), int(15 * scale)], picture[int(15 * scale), int(40 * scale)]
         assert np.abs(inside.astype(int) - (127 + np.array(COLOURS[0]) // 2)).max() < 12 and outside.min() > 240
+
+
+def test_what_was_not_found_is_shown_too(data: Path) -> None:
+    section = masks_section(data, data / "sheets")
+    assert section is not None
+    assert [("no object", "nothing found: x")] in [[(entry.phrase, entry.reason) for entry in sheet.entries] for sheet in section.sheets]
 
 
 def test_the_agreement_with_the_data_s_own_masks_is_shown(data: Path) -> None:

@@ -14,13 +14,14 @@ from pydantic import TypeAdapter
 from headwise.data import DataSource, write_data
 from headwise.examples import BAD, OBJECTS, Example, open_image, read_examples
 from headwise.files import MANIFEST, read_json, read_table, sha256_file, sha256_tree
+from headwise.hub import weights_digest
 from headwise.masks import florence2
 from headwise.masks.agreement import read_agreement
 from headwise.masks.florence2 import BINS, Florence2, load_florence2
 from headwise.masks.quality import bounding_box
 from headwise.masks.rle import decode
-from headwise.masks.settings import Grounding, MaskQuality, Masks, Segmentation
-from headwise.masks.table import MASKS, MASKS_FILE, read_masks, written_shards
+from headwise.masks.settings import Grounding, MaskQuality, Masks, Segmentation, files_of
+from headwise.masks.table import MASKS, MASKS_FILE, check_found, read_masks, written_shards
 from headwise.observation import Observation
 from headwise.scores.head_impact import HeadImpact
 from tasks.attention import write_attention
@@ -199,8 +200,7 @@ def test_true_boxes_give_masks_in_every_image_and_heads_are_scored_by_them(compo
     manifest = read_json(shards[0] / MANIFEST)
     assert manifest["inputs"] == {
         "index.parquet": sha256_file(composed / "index.parquet"),
-        "grounding": sha256_tree(Path(models.grounding.model)),
-        "segmentation": sha256_tree(Path(models.segmentation.model)),
+        **{part: weights_digest(Path(getattr(models, part).model), files) for part, files in files_of(models).items()},
     }
     model = tiny.save(tiny.new_tiny_vlm(), tmp_path / "vlm")
     for shard in range(2):
@@ -222,7 +222,7 @@ def test_generated_masks_are_compared_with_the_exact_ones_where_those_are_known(
     assert read_agreement(tmp_path / "exact") is None
 
 
-def test_groundings_that_are_all_empty_name_the_likely_cause(
+def test_a_shard_in_which_nothing_is_found_is_a_counted_result_and_a_run_of_them_is_not(
     composed: Path, models: Masks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(folder: Path, settings: Grounding) -> Florence2:
@@ -230,11 +230,25 @@ def test_groundings_that_are_all_empty_name_the_likely_cause(
         return Recorded(real.model, real.processor, real.settings, {})
 
     monkeypatch.setattr(florence2, "load_florence2", load)
-    with pytest.raises(
-        ValueError, match=r"found no object for any of \d+ examples: most likely its weights are newly initialised.*florence"
-    ):
-        write_masks(composed, tmp_path / "masks", models, 0, 1)
-    assert not (tmp_path / "masks").exists()
+    shards = write_all(composed, tmp_path / "masks", models, 2)
+    manifest = read_json(shards[0] / MANIFEST)
+    assert (manifest["objects"], manifest["usable"]) == (0, 0)
+    assert set(manifest["without_object"]) <= {"nothing found", "no object is meant"} and "nothing found" in manifest["without_object"]
+    with pytest.raises(ValueError, match=r"no usable mask among \d+ rows \(nothing found: \d+\): .*weights are newly initialised"):
+        check_found(read_masks(shards))
+
+
+def test_random_weights_of_sam2_and_gates_are_named_as_the_cause(composed: Path, models: Masks, tmp_path: Path) -> None:
+    shards = write_all(composed, tmp_path / "masks", replace(models, quality=replace(LENIENT, min_predicted_iou=1)), 1)
+    check_found(read_masks(write_all(composed, tmp_path / "exact", EXACT, 1)))
+    with pytest.raises(ValueError, match=r"no usable mask among .*(predicted_iou is …, less than min_predicted_iou|no area)"):
+        check_found(read_masks(shards))
+
+
+def test_auto_is_exact_where_the_data_have_masks(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "images", 2)
+    write_masks(tmp_path / "images", tmp_path / "masks", Masks(), 0, 1)
+    assert set(read_table(tmp_path / "masks/masks.parquet", MASKS)["source"]) == {"exact"}
 
 
 def test_models_that_are_nowhere_are_named_before_any_work(composed: Path, models: Masks, tmp_path: Path) -> None:
@@ -259,13 +273,10 @@ def test_a_killed_shard_leaves_nothing_and_the_next_run_gives_the_same_bytes(com
         (clone / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     run_shard(clones[0], 0), run_shard(clones[0], 1)
     run_shard(clones[1], 0)
-    done = clones[1] / "data/masks/shard=00"
-    before = (done.stat().st_mtime_ns, sha256_tree(done))
     for line in ("grounding:", "segmentation:", "masks, shard 1: 0", "masks, shard 1: 3"):
         run_shard(clones[1], 1, kill_at=line)
         assert not (clones[1] / "data/masks/shard=01").exists()
     run_shard(clones[1], 1)
-    assert (done.stat().st_mtime_ns, sha256_tree(done)) == before
     assert sha256_tree(clones[0] / "data/masks") == sha256_tree(clones[1] / "data/masks")
 
 
