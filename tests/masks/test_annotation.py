@@ -48,11 +48,21 @@ def megabytes(name: str) -> int:
 
 SCRIPT = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tests.masks.test_annotation import annotated, megabytes, question
 before = megabytes("VmRSS")
 rows, bad, _ = annotated(Path(sys.argv[1]), [question(f"q{n}", "large.png", "cat") for n in range(3)])
-print(rows, bad, megabytes("VmHWM") - before, sep="|")
+opened = megabytes("VmHWM") - before
+import torch
+from headwise.masks.sam2 import segment
+from tests.masks.test_sam2 import Fixed, pictured
+before = megabytes("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+large = replace(pictured(9, 12), height=9000, width=12000)
+found = segment(Fixed(torch.ones(2, 4, 4), [1.0, 1.0]), [large], [[(0, 0, 1, 1), (0, 0, 0.5, 1)]], 1)[0]
+areas = [mask.area for mask in found.values()]
+print(rows, bad, opened, areas, megabytes("VmHWM") - before, sep="|")
 """
 
 
@@ -61,9 +71,10 @@ def test_an_image_of_108_megapixels_takes_bounded_memory(tmp_path: Path) -> None
     width, height = 12_000, 9_000
     Image.new("L", (width, height), 7).save(tmp_path / "large.png")
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True)
-    rows, bad, taken = done.stdout.strip().split("|")
+    rows, bad, opened, areas, segmented = done.stdout.strip().split("|")
     assert rows == str([(f"q{n}", width, height, f"{LONGEST_SIDE} x {LONGEST_SIDE * 3 // 4}") for n in range(3)]) and bad == "{}"
-    assert 300 < int(taken) < 1000
+    assert areas == "[1.0, 1.0]"
+    assert 300 < int(opened) < 1000 and 300 < int(segmented) < 1500, "the second: logits, a mask, and its bytes, one mask at a time"
 
 
 @pytest.mark.parametrize(("size", "shown"), [((1, 1), (1, 1)), ((2048, 3), (2048, 3)), ((20_000, 2), (2048, 1))])

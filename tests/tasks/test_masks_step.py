@@ -6,20 +6,23 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
 from pydantic import TypeAdapter
+from scipy.ndimage import binary_dilation
 
 from headwise.data import DataSource, write_data
 from headwise.examples import BAD, OBJECTS, Example, open_image, read_examples
 from headwise.files import MANIFEST, read_json, read_table, sha256_file, sha256_tree
 from headwise.hub import weights_digest
 from headwise.masks import florence2
-from headwise.masks.agreement import read_agreement
+from headwise.masks.agreement import MATCH, agreement, read_agreement
+from headwise.masks.exact import exact_masks
 from headwise.masks.florence2 import BINS, Florence2, load_florence2
 from headwise.masks.quality import bounding_box
-from headwise.masks.rle import decode
+from headwise.masks.rle import decode, encode
 from headwise.masks.settings import Grounding, MaskQuality, Masks, Segmentation, files_of
 from headwise.masks.table import MASKS, MASKS_FILE, check_found, read_masks, written_shards
 from headwise.observation import Observation
@@ -220,6 +223,23 @@ def test_generated_masks_are_compared_with_the_exact_ones_where_those_are_known(
     write_all(composed, tmp_path / "exact/masks", EXACT, 1)
     (tmp_path / "exact/images").symlink_to(composed)
     assert read_agreement(tmp_path / "exact") is None
+
+
+def test_exact_masks_of_photographs_agree_wholly_and_changed_ones_as_much_as_their_pixels_say(composed: Path) -> None:
+    examples = [example for example in read_examples(composed, "calibration") if example.phrase]
+    truth, _ = exact_masks(composed, examples, EXACT)
+    truth = truth.filter("key")
+    assert agreement(truth, truth).mean_iou == agreement(truth, truth).union_iou == 1
+    for change in (lambda mask: binary_dilation(mask, iterations=3), lambda mask: np.roll(mask, (5, -7), (0, 1))):
+        rles, ious = [], []
+        for row in truth.iter_rows(named=True):
+            mask = decode(row["rle"], row["height"], row["width"])
+            changed = change(mask)
+            rles.append(encode(changed))
+            ious.append((mask & changed).sum() / (mask | changed).sum())
+        found = agreement(truth.with_columns(rle=pl.Series(rles)), truth)
+        assert found.mean_iou == pytest.approx(np.mean(ious)) and 0.3 < np.mean(ious) < 0.97
+        assert found.recall == found.precision == pytest.approx(np.mean([iou >= MATCH for iou in ious]))
 
 
 def test_a_shard_in_which_nothing_is_found_is_a_counted_result_and_a_run_of_them_is_not(
