@@ -86,9 +86,10 @@ def _sentence(masks: pl.DataFrame) -> str:
 
 def _sheets(images: Path, masks: pl.DataFrame, folder: Path) -> list[Sheet]:
     examples = {example.id: example for example in read_examples(images)}
-    first = masks.sort("image", "example_id").group_by("image", maintain_order=True).first()
-    ids = first["example_id"].to_list()
-    random.Random(0).shuffle(ids)
+    own = masks.sort("image", "example_id").group_by("image", maintain_order=True).agg(pl.col("example_id").unique(maintain_order=True))
+    draw = random.Random(0)
+    ids = [draw.choice(example_ids) for example_ids in own["example_id"].to_list()]
+    draw.shuffle(ids)
     sheets: list[Sheet] = []
     for example_id in ids:
         rows = masks.filter(pl.col("example_id") == example_id).sort("object", nulls_last=True)

@@ -18,16 +18,18 @@ from tests.synthetic import mask_row
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Three images with two masks each, generated, of which the second is dropped; the truth is known, and the first mask is it."""
-    write_dataset(tmp_path / "images", 3)
+    """Three images with two masks each, generated, of which the second is dropped, and one in which nothing was found; the truth is known,
+    and the first masks are it.
+    """
+    write_dataset(tmp_path / "images", 4)
     rows = []
     for number in range(3):
         own = {"image": f"images/{number:03d}.png", "source": "florence2+sam2", "predicted_iou": 0.9}
         rows.append(mask_row(f"{number:03d}-q", left(), phrase="cat", **own))
         rows.append(mask_row(f"{number:03d}-q", right(), phrase="<dog>", object=1, key=False, reason="too small", **own))
     nothing = dict.fromkeys(MASKS.names) | {
-        "example_id": "000-c",
-        "image": "images/000.png",
+        "example_id": "003-q",
+        "image": "images/003.png",
         "source": "florence2+sam2",
         "reason": "nothing found: x",
         "height": 40,
@@ -41,8 +43,8 @@ def data(tmp_path: Path) -> Path:
 
 def test_every_object_is_drawn_and_named_with_what_became_of_it(data: Path) -> None:
     section = masks_section(data, data / "sheets")
-    assert section is not None and len(section.sheets) == 3
-    assert "6 masks (florence2+sam2) for 4 examples about 3 images; 3 are usable, and 1 examples" in section.sentence
+    assert section is not None and len(section.sheets) == 4
+    assert "6 masks (florence2+sam2) for 4 examples about 4 images; 3 are usable, and 1 examples" in section.sentence
     for sheet in (sheet for sheet in section.sheets if len(sheet.entries) == 2):
         assert [(entry.phrase, entry.key, entry.reason) for entry in sheet.entries] == [("cat", True, None), ("<dog>", False, "too small")]
         assert sheet.entries[1].colour == "#808080" != sheet.entries[0].colour
@@ -63,7 +65,7 @@ def test_the_agreement_with_the_data_s_own_masks_is_shown(data: Path) -> None:
     section = masks_section(data, data / "sheets")
     assert section is not None and section.agreement is not None
     cells = dict(section.agreement.rows)
-    assert (cells["examples"], cells["objects"], cells["masks"], cells["mean iou"]) == ("4", "5", "3", "0.6")
+    assert (cells["examples"], cells["objects"], cells["masks"], cells["mean iou"]) == ("4", "4", "3", "0.75")
 
 
 def test_the_page_has_the_sheet_and_no_markup_of_the_user(tmp_path: Path) -> None:
