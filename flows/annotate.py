@@ -13,11 +13,9 @@ from flows.parameters import DEFAULTS, Name, Parameters, Shards
 from flows.pipeline import annotation_stages, started
 from flows.summaries import Rows, mask_states
 from flows.workspace import MASKS as WORKSPACE
-from headwise.calibration.settings import Lora
 from headwise.data import DataSource
 from headwise.masks.agreement import read_agreement
 from headwise.masks.settings import Masks
-from headwise.scores.head_impact import HeadImpact
 
 
 @settings_class(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
@@ -44,8 +42,6 @@ class Annotations:
 
 
 ANNOTATION = Annotation()
-ANY_NUMBER, ANY_TASK = HeadImpact(min_images=2), Lora(examples="all")
-"""No head is scored and nothing trained, so data need not suffice for that."""
 
 
 @flow(name="annotate", persist_result=False)
@@ -55,7 +51,7 @@ def annotate(settings: Annotation = ANNOTATION) -> Annotations:
     Args:
         settings: Which data, how masks are made, and in which workspace.
     """
-    parameters = Parameters(images=settings.images, masks=settings.masks, shards=settings.shards, scores=ANY_NUMBER, calibration=ANY_TASK)
+    parameters = Parameters(images=settings.images, masks=settings.masks, shards=settings.shards)
     with started(f"{WORKSPACE}{settings.name}", parameters, annotation_stages(settings.shards)) as pipeline:
         pipeline.annotate(settings.shards)
         from headwise.report.page import write_report  # matplotlib is needed here alone

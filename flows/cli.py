@@ -80,7 +80,7 @@ def run(
 def annotate(
     data: DataOption = "scenes",
     settings: SetOption = None,
-    name: Annotated[str | None, typer.Option(help="The workspace, called after the data if left out.")] = None,
+    name: Annotated[str | None, typer.Option(help="The workspace will be masks-NAME; called after the data if left out.")] = None,
 ) -> None:
     """The masks of the calibration split alone: the data's own, or boxes by Florence-2 and masks in them by SAM 2, and a page of pictures.
 
@@ -234,8 +234,10 @@ def data(
             _console().print(f"left out: {len(trial.bad) - MAX_BAD} more")
         for reason in trial.shortfalls:
             _console().print(f"no adapter can become champion: {reason}", markup=False, soft_wrap=True)
-        if trial.refusal:
-            raise ValueError(trial.refusal)
+        for cause, number in trial.maskless.items():
+            _console().print(f"no usable mask: {number} examples, {cause}", markup=False, soft_wrap=True)
+        if trial.refusals:
+            raise ValueError("; ".join(trial.refusals))
 
 
 @app.command()

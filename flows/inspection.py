@@ -1,7 +1,7 @@
 """What the command shows of runs, data sets and models, as tables of text."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,10 +12,11 @@ from flows.parameters import EMBEDDED, Night, are_generated, located_masks, weig
 from flows.promotion import shortfalls
 from flows.workspace import UNFINISHED, find_run
 from headwise.data import Progress, check_data, write_data
-from headwise.examples import Example, check_bad_share, read_examples
+from headwise.examples import Example, causes, check_bad_share, read_examples
 from headwise.files import read_table
 from headwise.masks.annotation import shard_examples
 from headwise.masks.exact import exact_masks
+from headwise.masks.table import plain_reason
 from headwise.scores.schema import HEADS, HEADS_FILE
 
 CUT_SHORT = (
@@ -69,14 +70,15 @@ def write_run_report(name: str | None, out: Path | None) -> Path:
 
 @dataclass(frozen=True)
 class Trial:
-    """A data set that was built aside: its examples by split and task, the examples left out with their reasons, why a run on it would
-    fail if it would (such as models that have to make masks and are nowhere), and why no adapter could become champion on it.
+    """A data set that was built aside: its examples by split and task, those left out with their reasons, how many of the others have no
+    mask to be scored with, by the cause, why a run on it would fail if it would, and why no adapter could become champion on it.
     """
 
     columns: Columns
     rows: Cells
     bad: Mapping[str, str]
-    refusal: str | None
+    maskless: Mapping[str, int]
+    refusals: Sequence[str]
     shortfalls: Sequence[str]
 
 
@@ -91,23 +93,15 @@ def try_data(night: Night, progress: Progress) -> Trial:
         bad = write_data(source, folder, progress)
         examples = read_examples(folder)
         calibration = [e for e in examples if e.split == "calibration"]
-        scored, unusable = _scorable(folder, calibration, night)
-    refusal = None
-    try:
-        check_bad_share(bad, len(bad) + len(examples), source.max_bad_share)
-        check_data(examples, night.calibration, night.scores.min_images)
-        for place in range(len(night.shards)):
-            own = {example.id for example in shard_examples(calibration, place, len(night.shards))}
-            check_bad_share({i: reason for i, reason in unusable.items() if i in own}, len(own), night.masks.max_bad_share)
-        if scored is None:
-            located_masks(night.masks, source)
-        elif (number := len({e.image for e in calibration if e.id in scored})) < night.scores.min_images:
-            raise ValueError(
-                f"{number} images of split 'calibration' have a usable mask of a key object, the heads need scores.min_images = "
-                f"{night.scores.min_images} to be scored: add images or masks to them, or lower the number"
-            )
-    except ValueError as error:
-        refusal = str(error)
+        scored, unusable, maskless = _scorable(folder, calibration, night)
+    checks: list[Callable[[], object]] = [
+        lambda: check_bad_share(bad, len(bad) + len(examples), source.max_bad_share),
+        lambda: check_data(examples, night.calibration, night.scores.min_images),
+        lambda: _check_shards(calibration, unusable, night),
+        lambda: located_masks(night.masks, source),
+        lambda: _check_number(calibration, scored, night.scores.min_images),
+    ]
+    refusals = [reason for check in checks if (reason := _refusal(check))]
     shown = [(e.split, e.task, e.image, e.id in scored if scored is not None and e.split == "calibration" else None) for e in examples]
     schema = {"split": pl.String, "task": pl.String, "image": pl.String, "scored": pl.Boolean}
     groups = pl.DataFrame(shown, schema=schema, orient="row").group_by("split", "task")
@@ -115,15 +109,43 @@ def try_data(night: Night, progress: Progress) -> Trial:
     counts = groups.agg(pl.len(), pl.col("image").n_unique(), scorable).sort("split", "task")
     rows = [tuple("-" if value is None else str(value) for value in row) for row in counts.iter_rows()]
     columns = ("split", "task", "examples", "images", "with a usable mask")
-    return Trial(columns, rows, bad | unusable, refusal, shortfalls(examples, night.promotion.margin))
+    return Trial(columns, rows, bad | unusable, maskless, refusals, shortfalls(examples, night.promotion.margin))
 
 
-def _scorable(folder: Path, calibration: Sequence[Example], night: Night) -> tuple[set[str] | None, dict[str, str]]:
-    """The examples with a usable mask of a key object, and those with none by their reasons; None where the masks are yet to be made."""
+def _refusal(check: Callable[[], object]) -> str | None:
+    try:
+        check()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _check_shards(calibration: Sequence[Example], unusable: Mapping[str, str], night: Night) -> None:
+    """Raises ValueError if a shard has more examples without masks than the masks step allows."""
+    for place in range(len(night.shards)):
+        own = {example.id for example in shard_examples(calibration, place, len(night.shards))}
+        check_bad_share({i: reason for i, reason in unusable.items() if i in own}, len(own), night.masks.max_bad_share)
+
+
+def _check_number(calibration: Sequence[Example], scored: Collection[str] | None, min_images: int) -> None:
+    """Raises ValueError if too few images can be scored; of masks that are yet to be made nothing is known."""
+    if scored is not None and (number := len({e.image for e in calibration if e.id in scored})) < min_images:
+        raise ValueError(
+            f"{number} images of split 'calibration' have a usable mask of a key object, the heads need scores.min_images = {min_images} "
+            "to be scored: add images or masks to them, or lower the number"
+        )
+
+
+def _scorable(folder: Path, calibration: Sequence[Example], night: Night) -> tuple[set[str] | None, dict[str, str], dict[str, int]]:
+    """The examples with a usable mask of a key object (None where the masks are yet to be made), the bad ones with their reasons, and how
+    many of the others have no such mask, by the cause.
+    """
     if are_generated(night.masks, night.images):
-        return None, {}
-    masks, unusable = exact_masks(folder, calibration, replace(night.masks, max_bad_share=1))
-    return set(masks.filter(pl.col("key") & pl.col("reason").is_null())["example_id"]), unusable
+        return None, {}, {}
+    masks, unusable = exact_masks(folder, calibration, night.masks.quality)
+    scored = set(masks.filter(pl.col("key") & pl.col("reason").is_null())["example_id"])
+    without = masks.filter((pl.col("key") | pl.col("object").is_null()) & ~pl.col("example_id").is_in(list(scored)))
+    return scored, unusable, causes(plain_reason(reason) for reason in without.unique("example_id")["reason"])
 
 
 def known_families() -> tuple[str, Columns, Cells]:

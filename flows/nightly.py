@@ -26,16 +26,19 @@ from flows.registry import (
     read_adapter,
     registered_name,
 )
+from headwise.data import check_data
 from headwise.evaluation.compare import Comparison, compare
 from headwise.evaluation.conditions import check_conditions
 from headwise.evaluation.statistics import Statistics
 from headwise.evaluation.table import ANSWERS, ANSWERS_FILE, BASE, CHAMPION
+from headwise.examples import read_examples
 from headwise.files import read_table
 from headwise.selection import SELECTION_FILE, read_selection
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
+IMAGES = Path("data/images")
 ADAPTERS, EVALUATIONS, REPORT = Path("data/adapters"), Path("data/evaluations"), Path("report/index.html")
 NIGHT = Night()
 
@@ -70,7 +73,9 @@ def nightly(settings: Night = NIGHT) -> Result:
 
 
 def run_shared(pipeline: Pipeline, parameters: Parameters) -> None:
-    """Run what all arms stand on. Raises StageFailed, and ValueError where there is not one mask to score heads by."""
+    """Run what all arms stand on. Raises StageFailed, and ValueError as soon as the data or their masks turn out not to do for the rest."""
+    pipeline.run(["images"])
+    check_data(read_examples(pipeline.workspace.folder / IMAGES), parameters.calibration, parameters.scores.min_images)
     pipeline.annotate(parameters.shards)
     pipeline.run(stage for stage in shared_stages(parameters) if stage not in pipeline.outcomes)
 

@@ -212,7 +212,11 @@ def located_masks(masks: Masks, images: DataSource) -> Masks:
         return replace(masks, source="exact", grounding=Grounding(), segmentation=Segmentation())  # what is not used reruns nothing
     named = {part: replace(getattr(masks, part), model=_from_root_if_there(getattr(masks, part).model)) for part in files_of(masks)}
     located = replace(masks, source="generated", **named)
-    folders = weights_folders(located)
+    try:
+        folders = weights_folders(located)
+    except ValueError as error:
+        made = "" if masks.source == "generated" else f"the data have no masks ({' or '.join(MASK_FILES)}), so models have to make them; "
+        raise ValueError(f"{made}{error}") from error
     fixed = {part: replace(model, revision=commit(model.model, folders[part])) for part, model in named.items()}
     return replace(located, **fixed)
 

@@ -56,7 +56,7 @@ class Pipeline:
 
     def annotate(self, shards: Iterable[int]) -> None:
         """Images, and the masks of their objects. Raises ValueError if not one mask of all shards can be used, with the likely cause."""
-        self.run(annotation_stages(shards))
+        self.run(stage for stage in annotation_stages(shards) if stage not in self.outcomes)
         check_found(read_masks(written_shards(self.workspace.folder / "data" / "masks")))
 
     def attempt(self, names: Sequence[str]) -> str | None:

@@ -11,15 +11,13 @@ from headwise.attention.schema import PART
 from headwise.evaluation.table import METRICS_FILE
 from headwise.examples import EXAMPLES, INDEX
 from headwise.files import read_json, read_table
-from headwise.masks.table import read_masks, written_shards
+from headwise.masks.table import plain_reason, read_masks, written_shards
 from headwise.scores.schema import HEADS, HEADS_FILE, TESTS_FILE
 from headwise.selection import SELECTION_FILE
 
 Rows = list[dict[str, object]]
 METRICS = {"scores": TESTS_FILE, "calibration": "calibration.json"}
 """Where a stage's metrics are, if not in metrics.json; what else lies in its folder is settings."""
-
-NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 
 
 def stage_metrics(name: str, outputs: Iterable[Path]) -> dict[str, float]:
@@ -53,9 +51,13 @@ def _masks(folder: Path) -> Rows:
     return _states(read_masks([folder]))
 
 
+def _cause(reason: str) -> str:
+    return plain_reason(reason).partition(":")[0]
+
+
 def _states(masks: pl.DataFrame) -> Rows:
-    reason = pl.col("reason").str.split(":").list.first().str.replace_all(NUMBER, "…").fill_null("usable")
-    counts = masks.group_by(reason.alias("state")).agg(rows=pl.len(), mean_area=pl.col("area").mean().round(4))
+    reason = pl.col("reason").map_elements(_cause, return_dtype=pl.String).fill_null("usable")
+    counts = masks.group_by(reason.alias("state")).agg(rows=pl.len(), mean_area=pl.col("area").cast(pl.Float64).mean().round(4))
     return counts.sort("rows", descending=True).to_dicts()
 
 

@@ -296,9 +296,15 @@ def _answers(row: dict[str, object]) -> tuple[str, ...]:
 
 def _write_own_objects(root: Path, folder: Path, stored: dict[str, str]) -> None:
     """Take over the exact masks where there are any, under the images' new names."""
-    if not (root / OBJECTS_FILE).is_file() and not (root / INSTANCES).is_file():
+    files = [root / name for name in MASK_FILES if (root / name).is_file()]
+    if not files:
         return
-    own = read_table(root / OBJECTS_FILE, OBJECTS) if (root / OBJECTS_FILE).is_file() else read_coco(root, stored)
+    if len(files) > 1:
+        raise ValueError(f"{root}: both {' and '.join(MASK_FILES)} in it; one is needed")
+    own = read_table(files[0], OBJECTS) if files[0].name == OBJECTS_FILE else read_coco(root, stored)
+    empty = own.is_empty() and files[0].name == OBJECTS_FILE  # COCO's is read for these images alone
+    if stored and not empty and not own["image"].is_in(list(stored)).any():
+        raise ValueError(f"{files[0]}: no object of an image that the index names, such as {min(stored)!r}; images are named as there")
     kept = own.filter(pl.col("image").is_in(list(stored))).with_columns(pl.col("image").replace_strict(stored, return_dtype=pl.String))
     kept = kept.unique(["image", "object"], keep="first", maintain_order=True)  # copies of an image, each with its objects
     write_table(kept, folder / OBJECTS_FILE, OBJECTS)

@@ -2,29 +2,23 @@
 
 from pathlib import Path
 
-from headwise.calibration.settings import Lora
-from headwise.data import DataSource, check_data, source_inputs, write_data
+from headwise.data import DataSource, source_inputs, write_data
 from headwise.examples import check_bad_share, read_examples, write_bad
 from headwise.files import new_folder, write_manifest
-from headwise.scores.head_impact import HeadImpact
 from tasks.command import plain_errors, read_settings
 from tasks.progress import progress_bar
 
 
-def run(source: DataSource, training: Lora, min_images: int, out: Path) -> None:
-    """Write the data set. Raises ValueError if more than the stated share of the rows cannot be used, or a later step would stop for
-    what is missing in it.
-    """
+def run(source: DataSource, out: Path) -> None:
+    """Write the data set. Raises ValueError if more than the stated share of the rows cannot be used."""
     with new_folder(out) as folder, progress_bar("images") as progress:
         bad = write_data(source, folder, progress)
         examples = read_examples(folder)
         check_bad_share(bad, len(bad) + len(examples), source.max_bad_share)
-        check_data(examples, training, min_images)
         write_bad(bad, folder)
         write_manifest(folder, stage="images", settings=source, inputs=source_inputs(source))
 
 
 if __name__ == "__main__":
     with plain_errors():
-        min_images = read_settings("scores", HeadImpact).min_images
-        run(read_settings("images", DataSource), read_settings("calibration", Lora), min_images, Path("data/images"))
+        run(read_settings("images", DataSource), Path("data/images"))

@@ -169,6 +169,32 @@ def test_a_folder_without_masks_is_taken_as_it_is(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "objects.parquet").exists()
 
 
+def test_masks_of_other_images_and_two_files_of_them_are_refused(tmp_path: Path) -> None:
+    source = own_folder(tmp_path, [row(0)])
+    mask = {
+        "image": "images/0.png",
+        "object": 0,
+        "phrase": "cat",
+        "height": 20,
+        "width": 30,
+        "rle": rle.encode(np.ones((20, 30), dtype=bool)),
+    }
+    write_table(
+        pl.DataFrame([mask], schema_overrides={"object": pl.Int32, "height": pl.Int32, "width": pl.Int32}),
+        tmp_path / "own/objects.parquet",
+        OBJECTS,
+    )
+    with pytest.raises(ValueError, match=r"objects\.parquet: no object of an image that the index names, such as '0\.png'"):
+        write(source, tmp_path / "out")
+    (tmp_path / "own" / "instances.json").write_text("{}")
+    with pytest.raises(ValueError, match="both objects.parquet and instances.json in it"):
+        write(source, tmp_path / "again")
+    (tmp_path / "own" / "objects.parquet").unlink()
+    (tmp_path / "own" / "instances.json").write_text('{"images": [], "categories": [], "annotations": []}')
+    with pytest.raises(ValueError, match=r"instances\.json: no object of an image that the index names"):
+        write(source, tmp_path / "third")
+
+
 def test_coco_annotations_are_masks_under_the_images_new_names(tmp_path: Path) -> None:
     source = own_folder(tmp_path, [row(0, phrase="cat"), row(1)])
     (tmp_path / "own" / "objects.parquet").unlink()

@@ -122,7 +122,9 @@ def _read(path: Path, type_: Any) -> Any:
         return TypeAdapter(type_).validate_python(json.loads(path.read_bytes()))
     except ValidationError as error:
         deepest = max(error.errors(), key=lambda wrong: len(wrong["loc"]))  # a mask is one of several forms, and this is the one meant
-        raise ValueError(f"{path}: {'.'.join(map(str, deepest['loc']))}: {deepest['msg']}") from error
+        raise ValueError(
+            ": ".join([str(path), *([".".join(map(str, deepest["loc"]))] if deepest["loc"] else []), deepest["msg"]])
+        ) from error
     except ValueError as error:  # no JSON, or no UTF-8
         raise ValueError(f"{path}: not JSON ({error})") from error
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import polars as pl
 
-from headwise.examples import CAPTION, OBJECTS, OBJECTS_FILE, BadExample, Example, check_bad_share
+from headwise.examples import CAPTION, OBJECTS, OBJECTS_FILE, BadExample, Example
 from headwise.files import read_table
 from headwise.masks.annotation import Bad, Pictured, Row, annotate, as_frame
 from headwise.masks.quality import bounding_box, rejection
 from headwise.masks.rle import decode
-from headwise.masks.settings import MaskQuality, Masks
+from headwise.masks.settings import MaskQuality
 from headwise.masks.table import NO_OBJECT
 
 SOURCE = "exact"
@@ -58,14 +58,10 @@ class ExactMasks:
             return str(error)
 
 
-def exact_masks(folder: Path, examples: Sequence[Example], settings: Masks) -> tuple[pl.DataFrame, Bad]:
-    """The rows of masks.parquet for these examples, and the bad ones with their reasons.
-
-    Raises ValueError if the data set has no objects.parquet, or more than `max_bad_share` of the examples is bad.
-    """
+def exact_masks(folder: Path, examples: Sequence[Example], quality: MaskQuality) -> tuple[pl.DataFrame, Bad]:
+    """The rows of masks.parquet for these examples, and the bad ones with their reasons. Raises ValueError without an objects.parquet."""
     bad: Bad = {}
-    frame = as_frame(annotate(ExactMasks(folder, settings.quality), folder, examples, 1, bad, lambda _done, _all: None))
-    check_bad_share(bad, len(examples), settings.max_bad_share)
+    frame = as_frame(annotate(ExactMasks(folder, quality), folder, examples, 1, bad, lambda _done, _all: None))
     return frame, bad
 
 

@@ -64,6 +64,11 @@ class MaskQuality:
     min_box_iou: Annotated[Share, Field(description="IoU of the box around the mask with the box that Florence-2 gave")] = 0.5
     max_overlap: Annotated[Share, Field(description="IoU with a better mask of the same phrase above which a mask is its duplicate")] = 0.7
 
+    def __post_init__(self) -> None:
+        """Raises ValueError if no area passes."""
+        if self.min_area > self.max_area:
+            raise ValueError(f"min_area = {self.min_area:g} is more than max_area = {self.max_area:g}, so no mask would do")
+
 
 @dataclass(frozen=True, config=FORBID, kw_only=True)
 class Masks:
@@ -88,6 +93,14 @@ def files_of(masks: Masks) -> dict[str, Sequence[str]]:
 
 def weights_folders(masks: Masks) -> dict[str, Path]:
     """Where the weights of both models lie, downloaded if need be. Raises ValueError if one is neither a folder nor to be had."""
-    return {
-        part: weights_folder(getattr(masks, part).model, files, getattr(masks, part).revision) for part, files in files_of(masks).items()
-    }
+    folders: dict[str, Path] = {}
+    wrong: list[str] = []
+    for part, files in files_of(masks).items():
+        chosen: Grounding | Segmentation = getattr(masks, part)
+        try:
+            folders[part] = weights_folder(chosen.model, files, chosen.revision)
+        except ValueError as error:
+            wrong.append(f"masks.{part}.model: {error}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return folders

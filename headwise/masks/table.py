@@ -58,12 +58,17 @@ def read_masks(shards: Iterable[Path]) -> pl.DataFrame:
     return pl.concat([read_table(file, MASKS) for file in files])
 
 
+def plain_reason(reason: str) -> str:
+    """The reason without the figures of its own mask, so that equal causes can be counted; the settings' values stay."""
+    return re.sub(r"\b(covers|is|object) \d[\d.e+-]*", r"\1 …", reason)
+
+
 def check_found(masks: pl.DataFrame) -> None:
     """Raises ValueError if objects were looked for and not one has a usable mask, with the likely cause."""
     reasons = masks.filter(~pl.col("reason").fill_null("").str.starts_with(NO_OBJECT))["reason"]
     if reasons.is_empty() or reasons.null_count():
         return
-    counts = causes(re.sub(r"\d[\d.e-]*", "…", reason) for reason in reasons)
+    counts = causes(map(plain_reason, reasons))
     commonest = next(iter(counts))
     likely = next((cause for start, cause in LIKELY.items() if commonest.startswith(start)), "see masks.quality")
     raise ValueError(f"no usable mask among {len(masks)} rows ({', '.join(f'{cause}: {n}' for cause, n in counts.items())}): {likely}")

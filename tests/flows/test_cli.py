@@ -109,6 +109,8 @@ def test_data_shows_what_a_folder_holds_and_what_it_leaves_out(project: Path, tm
     assert "0 images of split 'calibration' have a usable mask of a key object" in data(*allowed, *strict)
     (folder / "objects.parquet").unlink()
     made = data(*allowed)
+    assert "the data have no masks (objects.parquet or instances.json), so models have to make them; masks.grounding.model: model" in made
+    assert "masks.segmentation.model: model 'facebook/sam2.1-hiera-tiny': not a folder" in made
     assert "calibration vqa 2 2 -" in made, "the masks are yet to be made"
     assert "model 'florence-community/Florence-2-base': not a folder, and not to be had" in made
     assert "masks.source = exact, and" in data(*allowed, "--set", "masks.source=exact")

@@ -44,7 +44,7 @@ def test_reasons_that_differ_in_their_numbers_alone_are_one_row(tmp_path: Path) 
     rows = [{**row, **{k: v for k, v in known.items() if k in MASKS.names}, "reason": reason} for reason in reasons]
     write_table(pa.Table.from_pylist(rows, schema=MASKS), tmp_path / MASKS_FILE, MASKS)
     found = {row["state"]: row["rows"] for row in stage_table("masks", [tmp_path])}
-    assert found == {"usable": 1, "the mask is empty": 1, "covers … of the image, less than min_area = …": 3}
+    assert found == {"usable": 1, "the mask is empty": 1, "covers … of the image, less than min_area = 0.001": 3}
 
 
 def test_the_images_are_counted_by_split_and_task(tmp_path: Path) -> None:

@@ -44,7 +44,10 @@ def data(tmp_path: Path) -> Path:
 def test_every_object_is_drawn_and_named_with_what_became_of_it(data: Path) -> None:
     section = masks_section(data, data / "sheets")
     assert section is not None and len(section.sheets) == 4
-    assert "6 masks (florence2+sam2) for 4 examples about 4 images; 3 are usable, and 1 examples" in section.sentence
+    assert (
+        "4 examples about 4 images have 6 objects, counted example by example, with masks by florence2+sam2; 3 are usable, and 1 examples"
+        in section.sentence
+    )
     for sheet in (sheet for sheet in section.sheets if len(sheet.entries) == 2):
         assert [(entry.phrase, entry.key, entry.reason) for entry in sheet.entries] == [("cat", True, None), ("<dog>", False, "too small")]
         assert sheet.entries[1].colour == "#808080" != sheet.entries[0].colour

@@ -1,4 +1,4 @@
-"""The images step on disk: the manifest, a full disk, and data that a later step could not use."""
+"""The images step on disk: the manifest, and a full disk."""
 
 import subprocess
 import sys
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headwise.calibration.settings import Lora
 from headwise.cutouts import Photographs, read_photographs
 from headwise.data import DataSource
 from headwise.files import read_json, sha256_tree
@@ -19,12 +18,11 @@ SMALL = DataSource(calibration=3, evaluation=2, forgetting=2)
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from headwise.calibration.settings import Lora
 from headwise.data import DataSource
 from tasks.images import run
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 try:
-    run(DataSource(calibration=3, evaluation=2, forgetting=2, seed=1), Lora(), 2, Path(sys.argv[1]))
+    run(DataSource(calibration=3, evaluation=2, forgetting=2, seed=1), Path(sys.argv[1]))
 except OSError as error:
     sys.exit(f"{type(error).__name__}: {error.strerror}")
 """
@@ -33,7 +31,7 @@ except OSError as error:
 def test_a_disk_that_fills_leaves_the_old_data_whole(tmp_path: Path) -> None:
     """A limit on the size of a file fails a write in the middle, as a full disk does, and needs no rights."""
     out = tmp_path / "images"
-    run(SMALL, Lora(), 2, out)
+    run(SMALL, out)
     before = sha256_tree(out)
     room = max(path.stat().st_size for path in out.rglob("*.png")) // 2
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(out), str(room)], capture_output=True, text=True, check=False)
@@ -42,20 +40,10 @@ def test_a_disk_that_fills_leaves_the_old_data_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
-def test_data_that_a_later_step_cannot_use_is_not_written(tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    own.mkdir()
-    Image.new("RGB", (8, 8)).save(own / "a.png")
-    (own / "index.jsonl").write_text('{"image": "a.png", "question": "What?", "answer": "x"}')
-    with pytest.raises(ValueError, match="split 'calibration' has closed questions about 1 image, 2 at least are needed"):
-        run(DataSource(kind="folder", path=str(own)), Lora(), 2, tmp_path / "images")
-    assert [path.name for path in tmp_path.iterdir()] == ["own"]
-
-
 def test_the_manifest_names_the_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = some_photographs(tmp_path / "found")
     monkeypatch.setattr("headwise.data.installed_photographs", lambda: found)
-    run(DataSource(kind="photos", calibration=2, evaluation=2, forgetting=2), Lora(), 2, tmp_path / "images")
+    run(DataSource(kind="photos", calibration=2, evaluation=2, forgetting=2), tmp_path / "images")
     assert read_json(tmp_path / "images" / "manifest.json")["inputs"] == {"photographs": found.digest()}
 
 

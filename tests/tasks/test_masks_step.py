@@ -227,7 +227,7 @@ def test_generated_masks_are_compared_with_the_exact_ones_where_those_are_known(
 
 def test_exact_masks_of_photographs_agree_wholly_and_changed_ones_as_much_as_their_pixels_say(composed: Path) -> None:
     examples = [example for example in read_examples(composed, "calibration") if example.phrase]
-    truth, _ = exact_masks(composed, examples, EXACT)
+    truth, _ = exact_masks(composed, examples, MaskQuality())
     truth = truth.filter("key")
     assert agreement(truth, truth).mean_iou == agreement(truth, truth).union_iou == 1
     for change in (lambda mask: binary_dilation(mask, iterations=3), lambda mask: np.roll(mask, (5, -7), (0, 1))):
