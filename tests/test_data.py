@@ -187,7 +187,7 @@ def test_masks_of_other_images_and_two_files_of_them_are_refused(tmp_path: Path)
     with pytest.raises(ValueError, match=r"objects\.parquet: no object of an image that the index names, such as '0\.png'"):
         write(source, tmp_path / "out")
     (tmp_path / "own" / "instances.json").write_text("{}")
-    with pytest.raises(ValueError, match="both objects.parquet and instances.json in it"):
+    with pytest.raises(ValueError, match=r"both objects\.parquet and instances\.json in it"):
         write(source, tmp_path / "again")
     (tmp_path / "own" / "objects.parquet").unlink()
     (tmp_path / "own" / "instances.json").write_text('{"images": [], "categories": [], "annotations": []}')
