@@ -45,7 +45,7 @@ def test_every_object_is_drawn_and_named_with_what_became_of_it(data: Path) -> N
     section = masks_section(data, data / "sheets")
     assert section is not None and len(section.sheets) == 4
     assert (
-        "4 examples about 4 images have 6 objects, counted example by example, with masks by florence2+sam2; 3 are usable, and 1 examples"
+        "4 examples about 4 images have 6 objects, counted example by example (masks: florence2+sam2); 3 are usable, and 1 examples"
         in section.sentence
     )
     for sheet in (sheet for sheet in section.sheets if len(sheet.entries) == 2):
