@@ -78,8 +78,8 @@ def _sentence(masks: pl.DataFrame) -> str:
     usable, asked = objects["reason"].null_count(), masks["example_id"].n_unique()
     without = masks.filter(pl.col("object").is_null())["example_id"].n_unique()
     return (
-        f"{asked} examples about {masks['image'].n_unique()} images have {len(objects)} objects, counted example by example "
-        f"(masks: {', '.join(masks['source'].unique().sort())}); {usable} are usable, and {without} examples are about no object that was found. "
+        f"{asked} examples about {masks['image'].n_unique()} images have {len(objects)} objects, counted example by example (masks: "
+        f"{', '.join(masks['source'].unique().sort())}); {usable} are usable, and {without} examples are about no object that was found. "
         "Below are images drawn at random with a fixed seed, one example each: filled is what the answer is about, outlined the rest, grey "
         "what is not used."
     )
