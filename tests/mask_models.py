@@ -54,7 +54,7 @@ def drawn(build: Callable[[], T], seed: int = 0) -> T:
 
 
 @cache
-def florence_tokenizer() -> PreTrainedTokenizerFast:
+def florence_tokenizer(positions: int = POSITIONS) -> PreTrainedTokenizerFast:
     places = [f"<loc_{place}>" for place in range(1000)]
     marks = ["<s>", "<pad>", "</s>", "<unk>", "<image>", "<poly>", "</poly>", "<sep>"]
     return PreTrainedTokenizerFast(
@@ -64,47 +64,50 @@ def florence_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         unk_token="<unk>",
         model_specific_special_tokens={"image_token": "<image>"},
-        model_max_length=POSITIONS,
+        model_max_length=positions,
     )
 
 
-def florence_processor() -> Florence2Processor:
-    side = FLORENCE_PIXELS // 32
+def florence_processor(pixels: int = FLORENCE_PIXELS, positions: int = POSITIONS) -> Florence2Processor:
     image_processor = CLIPImageProcessor(
-        size={"height": FLORENCE_PIXELS, "width": FLORENCE_PIXELS}, do_center_crop=False, image_seq_length=side**2 + 1
+        size={"height": pixels, "width": pixels}, do_center_crop=False, image_seq_length=(pixels // 32) ** 2 + 1
     )
     return Florence2Processor(
         image_processor,
-        florence_tokenizer(),
+        florence_tokenizer(positions),
         post_processor_config={name: {} for name in PARSERS} | {"phrase_grounding": {"banned_grounding_tokens": BANNED}},
     )
 
 
-def florence_model() -> Florence2ForConditionalGeneration:
+def florence_config(width: int, layers: int, heads: int, vision: Florence2VisionConfig, vocab_size: int, positions: int) -> Florence2Config:
+    """Of a Florence-2 whose language model has as many layers and heads in its encoder as in its decoder; the names are the tokenizer's."""
     tokenizer = florence_tokenizer()
-    names = ("bos", "eos", "pad")
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in names}
     text = BartConfig(
-        vocab_size=len(tokenizer),
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        max_position_embeddings=POSITIONS,
-        decoder_start_token_id=ids["eos_token_id"],
+        vocab_size=vocab_size,
+        d_model=width,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        encoder_ffn_dim=4 * width,
+        decoder_ffn_dim=4 * width,
+        max_position_embeddings=positions,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.eos_token_id,
         forced_eos_token_id=None,
-        **ids,
     )
+    image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    return Florence2Config(text_config=text.to_dict(), vision_config=vision.to_dict(), image_token_id=image_token_id)
+
+
+def florence_model() -> Florence2ForConditionalGeneration:
     heads = (1, 1, 2, 2)
     vision = Florence2VisionConfig(
         depths=(1, 1, 1, 1), embed_dim=(8, 8, 16, 16), num_heads=heads, num_groups=heads, window_size=2, projection_dim=32
     )
-    config = Florence2Config(
-        text_config=text.to_dict(), vision_config=vision.to_dict(), image_token_id=tokenizer.convert_tokens_to_ids("<image>")
-    )
+    config = florence_config(32, 1, 2, vision, len(florence_tokenizer()), POSITIONS)
     return drawn(lambda: Florence2ForConditionalGeneration(config))
 
 

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -23,8 +24,8 @@ from headwise.masks.quality import Bounds
 from headwise.masks.rle import bounds, encode_columns
 from headwise.masks.settings import Segmentation
 
-STRIDES = (4, 8, 16)
-"""Of the three levels of features that the mask decoder looks at."""
+STRIDES, LEVELS = (4, 8, 16, 32), 3
+"""Of the levels of features, and how many of them the mask decoder looks at."""
 BOXES_AT_ONCE = 64
 PIXELS_AT_ONCE = 1 << 26
 """How many logits are held at the image's own size, if that is not a single mask's already: a quarter of a gigabyte."""
@@ -68,12 +69,20 @@ def segment(
     with torch.inference_mode():
         for first in range(0, len(asked), batch_size):
             batch = asked[first : first + batch_size]
-            embedded = segmenter.embed([window[place].image for place in batch])
-            for index, place in enumerate(batch):
-                for start in range(0, len(boxes[place]), BOXES_AT_ONCE):
-                    own = boxes[place][start : start + BOXES_AT_ONCE]
-                    logits, ious = segmenter.logits(embedded, index, torch.tensor(own))
-                    found[place] |= dict(zip(own, _masks(logits.float(), ious.float(), window[place]), strict=True))
+            masks = _segment_batch(segmenter, [window[place] for place in batch], [boxes[place] for place in batch])
+            for place, own in zip(batch, masks, strict=True):
+                found[place] = own
+    return found
+
+
+def _segment_batch(segmenter: Segmenter, batch: Sequence[Pictured], boxes: Sequence[Sequence[Box]]) -> list[dict[Box, Segmented]]:
+    embedded = segmenter.embed([pictured.image for pictured in batch])
+    found: list[dict[Box, Segmented]] = [{} for _ in batch]
+    for index, own in enumerate(boxes):
+        for start in range(0, len(own), BOXES_AT_ONCE):
+            part = own[start : start + BOXES_AT_ONCE]
+            logits, ious = segmenter.logits(embedded, index, torch.tensor(part))
+            found[index] |= dict(zip(part, _masks(logits.float(), ious.float(), batch[index]), strict=True))
     return found
 
 
@@ -100,19 +109,24 @@ class Sam2Package:
         with quiet():
             self.predictor: Any = SAM2ImagePredictor(model)  # what is needed of it is private: it takes one image at a time
         self.dtype = dtype
-        self.predictor._bb_feat_sizes = [(model.image_size // stride,) * 2 for stride in STRIDES]  # it takes 1,024 px for granted
+        sides = {stride: model.image_size // stride for stride in STRIDES}
+        self.predictor._bb_feat_sizes = [(side, side) for side in list(sides.values())[:LEVELS]]  # it takes 1,024 px for granted
+        for side in sides.values():  # positions are kept for good: those of one image, not of the whole first batch (85 MB each)
+            model.image_encoder.neck.position_encoding._pe(1, self.predictor.device, side, side)
 
-    def embed(self, images: Sequence[Image.Image]) -> None:
-        """They stay with the predictor."""
-        with _computing(self.predictor.device, self.dtype):
-            self.predictor.set_image_batch([np.array(image) for image in images])
-        self.predictor._orig_hw = [(1, 1)] * len(images)  # what it would enlarge the masks to, which is done elsewhere
+    def embed(self, images: Sequence[Image.Image]) -> object:
+        """A predictor of these images, on the same model: one keeps what it embedded until it is gone."""
+        predictor = copy(self.predictor)
+        with _computing(predictor.device, self.dtype):
+            predictor.set_image_batch([np.array(image) for image in images])
+        predictor._orig_hw = [(1, 1)] * len(images)  # what it would enlarge the masks to, which is done elsewhere
+        return predictor
 
     def logits(self, embedded: Any, index: int, boxes: Float[Tensor, "box 4"]) -> tuple[Logits, Float[Tensor, "box"]]:
         """As the package's own generator of masks asks: with `normalize_coords` off it takes fractions."""
-        _, _, _, prompts = self.predictor._prep_prompts(None, None, boxes, None, normalize_coords=False, img_idx=index)
-        with _computing(self.predictor.device, self.dtype):
-            _, ious, logits = self.predictor._predict(None, None, prompts, multimask_output=False, return_logits=True, img_idx=index)
+        _, _, _, prompts = embedded._prep_prompts(None, None, boxes, None, normalize_coords=False, img_idx=index)
+        with _computing(embedded.device, self.dtype):
+            _, ious, logits = embedded._predict(None, None, prompts, multimask_output=False, return_logits=True, img_idx=index)
         return logits[:, 0], ious[:, 0]
 
 

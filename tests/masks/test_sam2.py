@@ -76,6 +76,17 @@ def test_batched_is_one_by_one(segmenter: Segmenter, batch_size: int) -> None:
         assert 0.02 < masks.mean() < 0.98 and np.abs(logits).mean() > 0.01, "the weights draw nothing, so this test shows nothing"
 
 
+def test_nothing_of_a_batch_is_kept(folders: dict[str, Path]) -> None:
+    """The package keeps the positions of the first images that it sees; they are to be those of one."""
+    segmenter = load_sam2(folders["sam2"], settings("sam2"))
+    assert isinstance(segmenter, Sam2Package)
+    segment(segmenter, window(), BOXES, 3)
+    kept = segmenter.predictor.model.image_encoder.neck.position_encoding.cache
+    assert {side: SAM_PIXELS // side for side, _ in kept} == {SAM_PIXELS // stride: stride for stride in sam2.STRIDES}
+    assert all(positions.untyped_storage().nbytes() == positions.numel() * 4 for positions in kept.values())
+    assert segmenter.predictor._features is None
+
+
 def test_boxes_beyond_one_call_are_asked_in_the_next(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = segment(segmenter, window()[2:], BOXES[2:], 2)
     monkeypatch.setattr(sam2, "BOXES_AT_ONCE", 2)

@@ -132,15 +132,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Masks:
     return Masks(source="generated", grounding=grounding, segmentation=segmentation, quality=LENIENT)
 
 
-@pytest.fixture(scope="module")
-def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set composed from cut-outs on photographs, with the exact masks."""
+@pytest.fixture(scope="module", params=["drawn", pytest.param("photographs", marks=pytest.mark.slow)])
+def composed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set composed from cut-outs on photographs, drawn ones or those of the packages, with the exact masks."""
     from tests.test_cutouts import write_photographs
 
-    root = write_photographs(tmp_path_factory.mktemp("pictures"))
-    source = DataSource(
-        kind="photos", cutouts=str(root / "cutouts"), backgrounds=str(root / "backgrounds"), calibration=6, evaluation=2, forgetting=2
-    )
+    root = tmp_path_factory.mktemp("pictures")
+    source = DataSource(kind="photos", calibration=6, evaluation=2, forgetting=2)
+    if request.param == "drawn":
+        write_photographs(root)
+        source = replace(source, cutouts=str(root / "cutouts"), backgrounds=str(root / "backgrounds"))
     write_data(source, root / "images", lambda _done, _total: None)
     return root / "images"
 
