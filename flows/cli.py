@@ -3,22 +3,15 @@
 Torch, Prefect and MLflow are imported by the commands that need them, so that help and mistakes are answered at once.
 """
 
-import contextlib
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from flows.console import console, plain_errors, print_table, show_result
 from headwise.observation import EMBEDDED
-
-if TYPE_CHECKING:
-    from flows.nightly import Result
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,10 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Find the attention heads that look where the question points, and recalibrate a vision-language model through them.",
 )
-WIDTH, MAX_BAD = 120, 20
+MAX_BAD = 20
 CHOSEN = ("images.kind", "images.variant", "selection.seed", "calibration.seed")
 """What `headwise controls` sets in each of its cells."""
-BAD_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 DataOption = Annotated[str, typer.Option(help="`scenes` (drawn), `photos` (composed photographs), or a folder of your own.")]
 ModelOption = Annotated[str, typer.Option(help="`headwise-smol`, a transformers folder, or an id on the Hugging Face Hub.")]
@@ -73,7 +65,7 @@ def run(
         with without_tracebacks():
             result = nightly(night)
             assert isinstance(result, Result)
-        _show_result(result)
+        show_result(result)
 
 
 @app.command()
@@ -112,9 +104,9 @@ def annotate(
             assert isinstance(result, Annotations)
         for title, rows in (("Masks", result.states), ("Key masks against the data's own", result.agreement)):
             if rows:
-                _print_table(title, tuple(rows[0]), [tuple(map(str, row.values())) for row in rows])
-        _console().print(f"recomputed: {', '.join(result.recomputed) or 'nothing'}", markup=False, highlight=False)
-        _console().print(f"report: {result.report}", markup=False, highlight=False, soft_wrap=True)
+                print_table(title, tuple(rows[0]), [tuple(map(str, row.values())) for row in rows])
+        console().print(f"recomputed: {', '.join(result.recomputed) or 'nothing'}", markup=False, highlight=False)
+        console().print(f"report: {result.report}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -146,8 +138,8 @@ def controls(
         ready()
         with without_tracebacks():
             page = controls_flow(settings=parameters, data=kinds, seeds=tuple(range(seeds)))
-        _console().print(page.read_text(encoding="utf-8"), markup=False)
-        _console().print(f"{page}", soft_wrap=True)
+        console().print(page.read_text(encoding="utf-8"), markup=False)
+        console().print(f"{page}", soft_wrap=True)
 
 
 @app.command()
@@ -168,9 +160,9 @@ def heads(
         from flows.inspection import best_heads, draw_heat_map
 
         columns, rows = best_heads(name, statistic, top)
-        _print_table(f"{statistic}, best {len(rows)} heads", columns, rows)
+        print_table(f"{statistic}, best {len(rows)} heads", columns, rows)
         if png is not None:
-            _console().print(f"heat map: {draw_heat_map(name, statistic, png)}", soft_wrap=True)
+            console().print(f"heat map: {draw_heat_map(name, statistic, png)}", soft_wrap=True)
 
 
 @app.command()
@@ -188,7 +180,7 @@ def report(
     with plain_errors():
         from flows.inspection import write_run_report
 
-        _console().print(f"{write_run_report(name, out)}", soft_wrap=True)
+        console().print(f"{write_run_report(name, out)}", soft_wrap=True)
 
 
 @app.command()
@@ -227,15 +219,15 @@ def data(
         parameters = read_arguments(what, EMBEDDED, "top", settings)
         with progress_bar("images") as progress:
             trial = try_data(parameters, progress)
-        _print_table(f"{what}: examples by split and task", trial.columns, trial.rows)
+        print_table(f"{what}: examples by split and task", trial.columns, trial.rows)
         for example_id, reason in sorted(trial.bad.items())[:MAX_BAD]:
-            _console().print(f"left out: {example_id}: {reason}", markup=False, soft_wrap=True)
+            console().print(f"left out: {example_id}: {reason}", markup=False, soft_wrap=True)
         if len(trial.bad) > MAX_BAD:
-            _console().print(f"left out: {len(trial.bad) - MAX_BAD} more")
+            console().print(f"left out: {len(trial.bad) - MAX_BAD} more")
         for reason in trial.shortfalls:
-            _console().print(f"no adapter can become champion: {reason}", markup=False, soft_wrap=True)
+            console().print(f"no adapter can become champion: {reason}", markup=False, soft_wrap=True)
         for cause, number in trial.maskless.items():
-            _console().print(f"no usable mask: {number} examples, {cause}", markup=False, soft_wrap=True)
+            console().print(f"no usable mask: {number} examples, {cause}", markup=False, soft_wrap=True)
         if trial.refusals:
             raise ValueError("; ".join(trial.refusals))
 
@@ -257,50 +249,7 @@ def models(
         from flows.inspection import describe_model, known_families
 
         title, columns, rows = describe_model(model) if model else known_families()
-        _print_table(title, columns, rows)
-
-
-@contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Whatever ends a command early is one line on stderr and an exit code.
-
-    2 for bad input, 1 for a step that failed, 130 for Ctrl-C, 143 for SIGTERM; every process group of a stage has ended by then, and the
-    MLflow run is closed.
-    """
-    from flows.graph import Busy, StageFailed
-
-    try:
-        with _stoppable():
-            yield
-    except (StageFailed, Busy) as error:
-        _fail(str(error), FAILED)
-    except (ValueError, OSError) as error:
-        _fail(str(error), BAD_INPUT)
-    except KeyboardInterrupt:
-        _fail("stopped by Ctrl-C; the same command goes on with the stage that it stopped in", INTERRUPTED)
-    except SystemExit as stop:
-        if stop.code != TERMINATED:
-            raise
-        _fail("stopped by SIGTERM; the same command goes on with the stage that it stopped in", TERMINATED)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM unwinds the block as SystemExit."""
-
-    def stop(_number: int, _frame: object) -> NoReturn:
-        raise SystemExit(TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    Console(stderr=True).print(f"headwise: {' '.join(message.split())}", style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(code)
+        print_table(title, columns, rows)
 
 
 def _servers() -> Callable[[], None]:
@@ -314,31 +263,6 @@ def _servers() -> Callable[[], None]:
     ready = start_prefect_api()
     import_module("mlflow")  # takes as long as the server does
     return ready
-
-
-def _show_result(result: "Result") -> None:
-    from flows.artifacts import RESULT_COLUMNS, before_after_rows
-
-    _print_table("Before and after", RESULT_COLUMNS, before_after_rows(result.comparisons))
-    console = _console()
-    console.print(result.sentence, markup=False, highlight=False)
-    for arm, reason in result.failed.items():
-        console.print(f"{arm} was left out: {reason}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"recomputed: {', '.join(result.recomputed) or 'nothing'}", markup=False, highlight=False)
-    console.print(f"report: {result.report}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _console() -> Console:
-    """Standard output; in a file or a log, wide enough for the tables."""
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
-
-
-def _print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for row in rows:
-        table.add_row(*row)
-    _console().print(table)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,8 @@ def test_a_stage_that_the_rest_can_do_without_leaves_its_reason_and_no_old_outpu
 
 SLEEP = """
 from pathlib import Path
-from flows.cli import app, plain_errors
+from flows.cli import app
+from flows.console import plain_errors
 from flows.terminal import without_tracebacks
 from tests.flows.test_stage import one_stage
 
