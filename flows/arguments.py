@@ -10,14 +10,15 @@ from pydantic import TypeAdapter
 
 from flows.parameters import COMPOSED, SECTIONS, Composed, Kinds, Night, data_name, validated
 
-SETTABLE = (*SECTIONS, "promotion")
-"""The sections whose fields `--set` takes."""
 ARGUMENTS = ("images.kind", "images.path", "attention.model")
 """The fields that an argument of the command says already."""
 
 
-def read_arguments(data: str, model: str, arms: str, settings: Sequence[str] | None, name: str | None = None) -> Night:
-    """The parameters of a run. A run that got no name is called after its data.
+def read_arguments(
+    data: str, model: str, arms: str, settings: Sequence[str] | None, name: str | None = None, benchmarks: Sequence[str] | None = None
+) -> Night:
+    """The parameters of a run. A run that got no name is called after its data; benchmarks are `NAME`, `NAME=FOLDER` or
+    `NAME=FOLDER,field=value`.
 
     Raises ValueError naming each wrong field, or the data that are nowhere.
     """
@@ -25,7 +26,11 @@ def read_arguments(data: str, model: str, arms: str, settings: Sequence[str] | N
     content: dict[str, Any] = parse_overrides(settings or ())
     content["images"] = {**_images(data), **content.get("images", {})}
     content["attention"] = {"model": model, **content.get("attention", {})}
-    night = validated(TypeAdapter(Night), {**content, "arms": _listed(arms)} | ({"name": name} if name else {}))
+    night = validated(
+        TypeAdapter(Night),
+        {**content, "arms": _listed(arms), "benchmarks": [_benchmark(text) for text in benchmarks or ()]}
+        | ({"name": name} if name else {}),
+    )
     return night if name else replace(night, name=data_name(night.images))
 
 
@@ -38,8 +43,8 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, dict[str, Any]]:
     for pair in pairs:
         path, equals, text = pair.partition("=")
         *sections, name = path.split(".")
-        if not (equals and sections and name) or sections[0] not in SETTABLE:
-            raise ValueError(f"--set {pair}: write section.field=value, with a section of {', '.join(SETTABLE)}")
+        if not (equals and sections and name) or sections[0] not in SECTIONS:
+            raise ValueError(f"--set {pair}: write section.field=value, with a section of {', '.join(SECTIONS)}")
         settings: Any = Night()
         values: Any = content
         for section in sections:
@@ -67,6 +72,19 @@ def read_kinds(text: str) -> tuple[Composed, ...]:
     """Data sets that Headwise composes itself, separated by commas. Raises ValueError naming a wrong one."""
     kinds: TypeAdapter[tuple[Composed, ...]] = TypeAdapter(Kinds)
     return validated(kinds, _listed(text), "data")
+
+
+def _benchmark(text: str) -> dict[str, Any]:
+    """Raises ValueError that shows the form where a field has no value."""
+    first, *others = text.split(",")
+    name, _, path = first.partition("=")
+    content: dict[str, Any] = {"name": name.strip(), "path": path.strip()}
+    for pair in others:
+        field, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--benchmark {text}: write NAME, NAME=FOLDER or NAME=FOLDER,field=value")
+        content[field.strip()] = yaml.safe_load(value)
+    return content
 
 
 def _images(data: str) -> dict[str, str]:

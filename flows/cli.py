@@ -27,7 +27,16 @@ DataOption = Annotated[str, typer.Option(help="`scenes` (drawn), `photos` (compo
 ModelOption = Annotated[str, typer.Option(help="`headwise-smol`, a transformers folder, or an id on the Hugging Face Hub.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="A field of a section of params.yaml, or promotion.margin; repeat it."),
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="A field of a section of params.yaml; repeat it."),
+]
+BenchmarkOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--benchmark",
+        metavar="NAME[=FOLDER][,FIELD=VALUE]",
+        help="A benchmark to ask every model, from the folder of its official files (`pope` and `coco` from the run's own data too); "
+        "repeat it. Fields: images, limit, seed, prompt; see `headwise benchmarks`.",
+    ),
 ]
 RunOption = Annotated[str | None, typer.Option("--run", help="The run's name; the latest one if left out.")]
 
@@ -38,6 +47,7 @@ def run(
     model: ModelOption = EMBEDDED,
     arms: Annotated[str, typer.Option(help="Layers to calibrate; the first arm is the candidate, the others controls.")] = "top,bottom",
     settings: SetOption = None,
+    benchmarks: BenchmarkOption = None,
     name: Annotated[
         str | None,
         typer.Option(help="The run's workspace, called after the data if left out; the same name again recomputes only what changed."),
@@ -51,11 +61,12 @@ def run(
     - `headwise run --data photos --arms top,bottom,random`
     - `headwise run --data ~/pictures --model ~/models/my-vlm --name mine`
     - `headwise run --set selection.k=6 --set calibration.steps=200`
+    - `headwise run --benchmark pope --benchmark gqa=~/gqa,limit=500`
     """
     with plain_errors():
         from flows.arguments import read_arguments
 
-        night = read_arguments(data, model, arms, settings, name)
+        night = read_arguments(data, model, arms, settings, name, benchmarks)
         night.as_params()  # whatever is nowhere is named before any run exists
         ready = _servers()
         from flows.nightly import Result, nightly
@@ -230,6 +241,16 @@ def data(
             console().print(f"no usable mask: {number} examples, {cause}", markup=False, soft_wrap=True)
         if trial.refusals:
             raise ValueError("; ".join(trial.refusals))
+
+
+@app.command()
+def benchmarks() -> None:
+    """The benchmarks that Headwise knows: which official files each is read from, and by which protocol it is judged."""
+    with plain_errors():
+        from headwise.benchmarks.registry import BENCHMARKS, OWN
+
+        rows = [(one.name, ", ".join(one.files), "yes" if one.name in OWN else "", one.protocol) for one in BENCHMARKS.values()]
+        print_table("Benchmarks", ("name", "official files", "own data too", "protocol"), rows)
 
 
 @app.command()

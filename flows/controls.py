@@ -14,15 +14,14 @@ from pydantic import AfterValidator, Field
 
 from flows.environment import state
 from flows.graph import StageFailed
-from flows.nightly import EVALUATIONS, arm_stages, night_stages, read_answers, run_shared
+from flows.nightly import arm_stages, check_arms, night_stages, run_shared
 from flows.parameters import COMPOSED, DEFAULTS, Kinds, Parameters, distinct
 from flows.pipeline import Pipeline, started
 from flows.workspace import CONTROLS as WORKSPACE
 from headwise.evaluation.compare import Comparison, compare, paired
-from headwise.evaluation.conditions import check_conditions
 from headwise.evaluation.paired import holm
 from headwise.evaluation.statistics import Statistics
-from headwise.evaluation.table import BASE
+from headwise.evaluation.table import BASE, read_answers
 from headwise.files import new_file, write_table
 from headwise.intervals import LEVEL
 
@@ -92,20 +91,20 @@ def run_cell(seed: int, settings: Parameters) -> Cell:
     try:
         with started(f"{WORKSPACE}{kind}-{seed}", parameters, night_stages(parameters)) as pipeline:
             run_shared(pipeline, parameters)
-            base = read_answers(pipeline.workspace.folder, BASE)
-            return {BASE: base, **{arm: _answers_or_reason(pipeline, arm, base) for arm in parameters.arms}}
+            base = read_answers(pipeline.workspace.folder / "data", BASE)
+            return {BASE: base, **{arm: _answers_or_reason(pipeline, parameters, arm, base) for arm in parameters.arms}}
     except (StageFailed, ValueError) as error:
         get_run_logger().error("controls, %s, seed %d: %s", kind, seed, error)
         return dict.fromkeys((BASE, *parameters.arms), str(error))
 
 
-def _answers_or_reason(pipeline: Pipeline, arm: str, base: pl.DataFrame) -> pl.DataFrame | str:
+def _answers_or_reason(pipeline: Pipeline, parameters: Parameters, arm: str, base: pl.DataFrame) -> pl.DataFrame | str:
     folder = pipeline.workspace.folder
-    if reason := pipeline.attempt(arm_stages(arm)):
+    if reason := pipeline.attempt(arm_stages(arm, parameters)):
         return reason
     try:
-        check_conditions([folder / EVALUATIONS / BASE, folder / EVALUATIONS / arm])
-        answers = read_answers(folder, arm)
+        check_arms(folder, BASE, arm)
+        answers = read_answers(folder / "data", arm)
         paired(base, answers)
     except ValueError as error:
         return str(error)
@@ -147,7 +146,7 @@ def mean_answers(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """
     together = pl.concat(frames)
     averaged = together.group_by("example_id").agg(
-        pl.col("image", "split", "task", "answer", "tokens").first(), pl.col("right", "nats").mean(), pl.col("valid").all()
+        pl.col("image", "split", "task", "answer", "tokens").first(), pl.col("right", "nats", "part", "whole").mean(), pl.col("valid").all()
     )
     return averaged.sort("example_id").select(frames[0].columns)
 

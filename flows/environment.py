@@ -6,6 +6,8 @@
 import os
 from pathlib import Path
 
+from tasks.command import RESPONSES
+
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -19,13 +21,14 @@ QUIET = {
 
 
 def set_defaults() -> None:
-    """Telemetry off; inside a checkout Prefect's database and settings under `.headwise/prefect`."""
+    """Telemetry off; inside a checkout Prefect's database and settings, and what models said, under `.headwise`."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     root = _find_checkout()
     if root is not None:
         (root / ".headwise").mkdir(exist_ok=True)  # Prefect makes its own home, but not the folder around it
         os.environ.setdefault("PREFECT_HOME", str(root / ".headwise" / "prefect"))
+        os.environ.setdefault(RESPONSES, str(root / ".headwise" / "responses.sqlite"))
 
 
 def checkout() -> Path:

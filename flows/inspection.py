@@ -109,7 +109,7 @@ def try_data(night: Night, progress: Progress) -> Trial:
     counts = groups.agg(pl.len(), pl.col("image").n_unique(), scorable).sort("split", "task")
     rows = [tuple("-" if value is None else str(value) for value in row) for row in counts.iter_rows()]
     columns = ("split", "task", "examples", "images", "with a usable mask")
-    return Trial(columns, rows, bad | unusable, maskless, refusals, shortfalls(examples, night.promotion.margin))
+    return Trial(columns, rows, bad | unusable, maskless, refusals, shortfalls(examples, night.statistics.margin))
 
 
 def _refusal(check: Callable[[], object]) -> str | None:

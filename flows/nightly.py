@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import polars as pl
 from prefect import flow
 
 from flows.artifacts import publish_heat_map, publish_verdict
@@ -30,16 +29,15 @@ from headwise.data import check_data
 from headwise.evaluation.compare import Comparison, compare
 from headwise.evaluation.conditions import check_conditions
 from headwise.evaluation.statistics import Statistics
-from headwise.evaluation.table import ANSWERS, ANSWERS_FILE, BASE, CHAMPION
+from headwise.evaluation.table import BASE, CHAMPION, answer_folders, read_answers
 from headwise.examples import read_examples
-from headwise.files import read_table
 from headwise.selection import SELECTION_FILE, read_selection
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 IMAGES = Path("data/images")
-ADAPTERS, EVALUATIONS, REPORT = Path("data/adapters"), Path("data/evaluations"), Path("report/index.html")
+ADAPTERS, REPORT = Path("data/adapters"), Path("report/index.html")
 NIGHT = Night()
 
 
@@ -67,8 +65,8 @@ def nightly(settings: Night = NIGHT) -> Result:
     candidate, *controls = settings.arms
     with started(settings.name, settings, night_stages(settings)) as pipeline:
         run_shared(pipeline, settings)
-        pipeline.run(arm_stages(candidate))
-        failed = {arm: reason for arm in controls if (reason := pipeline.attempt(arm_stages(arm)))}
+        pipeline.run(arm_stages(candidate, settings))
+        failed = {arm: reason for arm in controls if (reason := pipeline.attempt(arm_stages(arm, settings)))}
         return conclude(pipeline, settings, failed)
 
 
@@ -82,28 +80,37 @@ def run_shared(pipeline: Pipeline, parameters: Parameters) -> None:
 
 def shared_stages(parameters: Parameters) -> list[str]:
     """Images, masks, the attention on them in shards, the scores, and the answers of the model as it is."""
-    return [*annotation_stages(parameters.shards), *(f"attention@{shard}" for shard in parameters.shards), "scores", "baseline"]
+    attention = [f"attention@{shard}" for shard in parameters.shards]
+    return [*annotation_stages(parameters.shards), *attention, "scores", *evaluation_stages(BASE, parameters)]
 
 
-def arm_stages(arm: str) -> list[str]:
+def arm_stages(arm: str, parameters: Parameters) -> list[str]:
     """Select the arm's layers, train a LoRA on them, evaluate the calibrated model."""
-    return [f"selection@{arm}", f"calibration@{arm}", f"evaluation@{arm}"]
+    return [f"selection@{arm}", f"calibration@{arm}", *evaluation_stages(arm, parameters)]
+
+
+def evaluation_stages(arm: str, parameters: Parameters) -> list[str]:
+    """Ask a model all there is to ask: the run's own data, and the benchmarks in shards."""
+    own, stage, of_arm = ("baseline", "benchmark_base", "") if arm == BASE else (f"evaluation@{arm}", "benchmark", f"{arm}-")
+    return [own, *(f"{stage}@{source.name}-{of_arm}{shard}" for source in parameters.benchmarks for shard in parameters.shards)]
 
 
 def night_stages(parameters: Parameters) -> list[str]:
     """Every stage of a night."""
-    return [*shared_stages(parameters), *(stage for arm in parameters.arms for stage in arm_stages(arm))]
-
-
-def read_answers(folder: Path, arm: str) -> pl.DataFrame:
-    """What an arm answered, example by example; `base` is the model as it was."""
-    return read_table(folder / EVALUATIONS / arm / ANSWERS_FILE, ANSWERS)
+    return [*shared_stages(parameters), *(stage for arm in parameters.arms for stage in arm_stages(arm, parameters))]
 
 
 def compare_arms(folder: Path, before: str, after: str, settings: Statistics) -> list[Comparison]:
     """One arm against another, on the same examples. Raises ValueError where they were not evaluated under the same conditions."""
-    check_conditions([folder / EVALUATIONS / arm for arm in (before, after)])
-    return compare(read_answers(folder, before), read_answers(folder, after), settings)
+    check_arms(folder, before, after)
+    return compare(read_answers(folder / "data", before), read_answers(folder / "data", after), settings)
+
+
+def check_arms(folder: Path, before: str, after: str) -> None:
+    """Raises ValueError naming the first condition under which one was not evaluated as the other."""
+    first, second = (answer_folders(folder / "data", arm) for arm in (before, after))
+    for asked in first.keys() & second.keys():
+        check_conditions([first[asked], second[asked]])
 
 
 def conclude(pipeline: Pipeline, settings: Night, failed: Mapping[str, str]) -> Result:
@@ -121,7 +128,7 @@ def conclude(pipeline: Pipeline, settings: Night, failed: Mapping[str, str]) -> 
             comparisons[arm] = compare_arms(folder, BASE, arm, settings.statistics)
         except ValueError as error:  # such as an example that this arm alone could not answer
             failed[arm] = str(error)
-    rules = {"promotion": asdict(settings.promotion), "statistics": asdict(settings.statistics)}
+    rules = {"statistics": asdict(settings.statistics)}
     digest, lineage = judgement_digest(pipeline.workspace, pipeline.outcomes, rules), read_lineage(folder)
     version, champion = find_version(client, name, adapter), find_champion(client, name)
     recorded_digest = version.tags.get(JUDGEMENT_TAG) if version else None
@@ -133,7 +140,7 @@ def conclude(pipeline: Pipeline, settings: Night, failed: Mapping[str, str]) -> 
         rival = _against_champion(pipeline, settings, adapter, champion)
         comparisons |= rival.comparisons
         code = pipeline.workspace.uncommitted_code
-        found = verdict([against_base(comparisons[candidate], settings.promotion.margin), *rival.verdicts, *against_uncommitted(code)])
+        found = verdict([against_base(comparisons[candidate], settings.statistics.margin), *rival.verdicts, *against_uncommitted(code)])
         judged = {"judgement": digest, "rules": rules, "verdict": found.sentence, "failed": failed}
         write_lineage(pipeline.workspace, pipeline.outcomes, pipeline.ids, judged)
         _publish_heat_map(folder, candidate)
@@ -170,7 +177,7 @@ def _against_champion(pipeline: Pipeline, settings: Night, candidate: Adapter, c
     try:
         fetch_adapter(pipeline.record.client, champion, folder / ADAPTERS / CHAMPION)
         pipeline.workspace.write_params({**settings.as_params(), "evaluated": [*settings.arms, CHAMPION]})
-        reason = pipeline.attempt([f"evaluation@{CHAMPION}"])
+        reason = pipeline.attempt(evaluation_stages(CHAMPION, settings))
     except ValueError as error:
         reason = str(error)
     if reason:

@@ -14,6 +14,8 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from headwise.benchmarks.benchmark import Source
+from headwise.benchmarks.registry import OWN, files_digest
 from headwise.calibration.settings import Lora
 from headwise.data import COMPOSED, MASK_FILES, Composed, DataSource, has_masks, photographs
 from headwise.evaluation.settings import Evaluation
@@ -41,6 +43,12 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def distinct_names(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    """The sources themselves. Raises ValueError if two are of one benchmark."""
+    distinct(tuple(source.name for source in sources))
+    return sources
+
+
 Arms = Annotated[
     tuple[Arm, ...],
     Field(min_length=1, description="Which layers to calibrate; the first arm is the candidate, the others are its controls"),
@@ -51,6 +59,11 @@ Shards = Annotated[
     tuple[Annotated[int, Field(ge=0, le=9)], ...],
     Field(min_length=1, description="In how many parts masks are made and attention is observed, and their numbers"),
     AfterValidator(distinct),
+]
+Benchmarks = Annotated[
+    tuple[Source, ...],
+    Field(description="What else every model is asked: the field's benchmarks, from their official files"),
+    AfterValidator(distinct_names),
 ]
 LONGEST_NAME = 80
 Name = Annotated[
@@ -74,24 +87,30 @@ class Parameters:
     calibration: Annotated[Lora, Field(description="The LoRA on the chosen layers")] = Lora()
     evaluation: Annotated[Evaluation, Field(description="How models are asked")] = Evaluation()
     statistics: Annotated[Statistics, Field(description="How sure a comparison of two models has to be")] = Statistics()
+    benchmarks: Benchmarks = ()
     arms: Arms = ("top", "bottom")
     shards: Shards = (0, 1)
 
     def as_params(self) -> dict[str, Any]:
-        """The content of `params.yaml`: these fields with folders named from the root, and what DVC derives from them: `source` and
-        `weights`, the files to watch, `photographs` and `mask_weights`, digests of what lies elsewhere, and `evaluated`, the arms to ask.
+        """The content of `params.yaml`: these fields with folders named from the root, benchmarks by name, and what DVC derives from them:
+        `source` and `weights`, the files to watch, `photographs`, `mask_weights` and `benchmark_files`, digests of what lies elsewhere, and
+        `evaluated` and `benchmark_names`, what to ask of whom.
 
         Raises ValueError if the data or a model named here is nowhere, or the photographs are not installed, with the command for it.
         """
         plain = TypeAdapter(Parameters).dump_python(self, mode="json")
         masks = located_masks(self.masks, self.images)
-        watched = {
+        watched: dict[str, object] = {
             "source": source(self.images),
             "mask_weights": mask_weights(masks),
             "weights": weights(self.attention.model),
             "evaluated": list(self.arms),
         }
         watched["photographs"] = photographs(self.images).digest() if self.images.kind == "photos" else ""
+        benchmarks = {source.name: located_benchmark(source) for source in self.benchmarks}
+        watched["benchmark_names"] = list(benchmarks)
+        watched["benchmark_files"] = {name: files_digest(source) for name, source in benchmarks.items()}
+        plain["benchmarks"] = {name: TypeAdapter(Source).dump_python(source, mode="json") for name, source in benchmarks.items()}
         named = {field: _from_root(given) for field in FOLDERS if (given := getattr(self.images, field))}
         images = {**plain["images"], **named}
         plain["masks"] = TypeAdapter(Masks).dump_python(masks, mode="json")
@@ -99,28 +118,17 @@ class Parameters:
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
-class Promotion:
-    """When a new adapter becomes the champion."""
-
-    margin: Annotated[
-        float,
-        Field(ge=0, le=1, description="What the forgetting probe may lose: accuracy, or a share of perplexity, at the end of the interval"),
-    ] = 0.02
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
 class Night(Parameters):
-    """A whole night: what is computed, when the adapter becomes the champion, and where the work lies.
+    """A whole night: what is computed, and where the work lies.
 
     It is one argument of the flow, since Prefect's form refuses an unknown name inside an argument and accepts one beside it.
     """
 
-    promotion: Annotated[Promotion, Field(description="When the adapter becomes the champion")] = Promotion()
     name: Name = "nightly"
 
 
 DEFAULTS = Parameters()
-SECTIONS = tuple(f.name for f in fields(Parameters) if f.name not in ("arms", "shards"))
+SECTIONS = tuple(f.name for f in fields(Parameters) if f.name not in ("benchmarks", "arms", "shards"))
 
 
 def slug(text: str) -> str:
@@ -219,6 +227,17 @@ def located_masks(masks: Masks, images: DataSource) -> Masks:
         raise ValueError(f"{made}{error}") from error
     fixed = {part: replace(model, revision=commit(model.model, folders[part])) for part, model in named.items()}
     return replace(located, **fixed)
+
+
+def located_benchmark(source: Source) -> Source:
+    """The source with its folders named from the root. Raises ValueError if one of them is nowhere."""
+    if source.images and not Path(source.images).expanduser().is_dir():
+        raise ValueError(f"benchmark {source.name}: images = {source.images!r}: no such folder")
+    if not source.path and source.name not in OWN:
+        made = " and ".join(OWN)
+        raise ValueError(f"benchmark {source.name}: give the folder of its files; from the run's own data only {made} can be made")
+    path = _from_root_if_there(source.path) if source.path else ""
+    return replace(source, path=path, images=source.images and _from_root(source.images))
 
 
 def mask_weights(masks: Masks) -> dict[str, str]:

@@ -98,4 +98,6 @@ TABLES: dict[str, Callable[[Path], Rows]] = {
     "selection": _selection,
     "evaluation": _evaluation,
     "baseline": _evaluation,
+    "benchmark": _evaluation,
+    "benchmark_base": _evaluation,
 }

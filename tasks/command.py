@@ -12,37 +12,44 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 PARAMS = Path("params.yaml")
+RESPONSES = "HEADWISE_RESPONSES"
+"""The variable that names the file in which is kept what models said; where it is not set nothing is kept."""
 CODE = Path(__file__).resolve().parents[1]
 OURS = (CODE / "headwise", CODE / "tasks")
 T = TypeVar("T")
 
 
 def read_settings(section: str, type_: type[T]) -> T:
-    """The section of params.yaml as the stage's frozen settings.
+    """The section of params.yaml, or of one of its sections (`benchmarks.pope`), as the stage's frozen settings.
 
     Raises ValueError naming the file, the section and each wrong field.
     """
     content = yaml.safe_load(PARAMS.read_text(encoding="utf-8")) or {}
-    if section not in content:
-        raise ValueError(f"{PARAMS}: no section {section!r}; it has {sorted(content)}")
+    for part in section.split("."):
+        if part not in content:
+            raise ValueError(f"{PARAMS}: no section {section!r}; it has {sorted(content)}")
+        content = content[part]
     try:
-        return TypeAdapter(type_).validate_python(content[section])
+        return TypeAdapter(type_).validate_python(content)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given {e['input']!r})" for e in error.errors())
         raise ValueError(f"{PARAMS}, section {section!r}: {wrong}") from error
 
 
-def read_shard(program: str, description: str | None, arguments: Sequence[str] | None) -> tuple[int, int, int]:
-    """The shard that the command line names, its place among params.yaml's `shards`, and how many those are. Raises ValueError if it is
-    none of them.
-    """
-    parser = ArgumentParser(prog=program, description=description)
-    parser.add_argument("--shard", type=int, required=True, help=f"one of {PARAMS}'s shards")
-    shard = parser.parse_args(arguments).shard
+def shard_place(shard: int) -> tuple[int, int]:
+    """The shard's place among params.yaml's `shards`, and how many those are. Raises ValueError if it is none of them."""
     shards = read_settings("shards", list[int])
     if shard not in shards:
         raise ValueError(f"shard {shard} is none of {PARAMS}'s shards {shards}")
-    return shard, shards.index(shard), len(shards)
+    return shards.index(shard), len(shards)
+
+
+def read_shard(program: str, description: str | None, arguments: Sequence[str] | None) -> tuple[int, int, int]:
+    """The shard that the command line names, its place and their number."""
+    parser = ArgumentParser(prog=program, description=description)
+    parser.add_argument("--shard", type=int, required=True, help=f"one of {PARAMS}'s shards")
+    shard = parser.parse_args(arguments).shard
+    return shard, *shard_place(shard)
 
 
 @contextmanager

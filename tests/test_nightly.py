@@ -16,9 +16,10 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from flows.controls import Cell, run_cell
 from flows.nightly import Result, arm_stages, nightly, shared_stages
 from flows.parameters import Night as Settings
-from flows.parameters import Parameters, Promotion
+from flows.parameters import Parameters
 from flows.registry import registered_name
 from flows.tracking import open_client
+from headwise.benchmarks.benchmark import Source
 from headwise.calibration.settings import Lora
 from headwise.data import DataSource
 from headwise.evaluation.settings import Evaluation
@@ -64,9 +65,9 @@ def night(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Ite
         selection=Criterion(k=2),
         calibration=Lora(steps=2, batch_size=4),
         evaluation=Evaluation(max_new_tokens=2),
-        statistics=Statistics(bootstrap=200, sign_flips=200),
+        statistics=Statistics(bootstrap=200, sign_flips=200, margin=0.5),
+        benchmarks=(Source(name="pope", limit=6),),
         arms=("top",),
-        promotion=Promotion(margin=0.5),
         name="tiny",
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -98,7 +99,7 @@ def _run(parameters: Settings) -> Result:
 
 
 def test_every_stage_ran_and_the_second_run_recomputed_nothing(night: Night) -> None:
-    assert list(night.first.recomputed) == [*shared_stages(night.parameters), *arm_stages("top")]
+    assert list(night.first.recomputed) == [*shared_stages(night.parameters), *arm_stages("top", night.parameters)]
     assert night.second.recomputed == ()
     assert night.second.comparisons == night.first.comparisons
 
@@ -133,7 +134,7 @@ def test_mlflow_holds_a_parent_and_a_nested_run_per_stage_of_each_night(night: N
     assert {run.info.status for run in runs} == {"FINISHED"}
     parents = {run.info.run_id: run for run in runs if run.info.run_name == "tiny"}
     assert sorted(run.data.tags["recomputed"] == "nothing" for run in parents.values()) == [False, True]
-    stages = [*shared_stages(night.parameters), *arm_stages("top")]
+    stages = [*shared_stages(night.parameters), *arm_stages("top", night.parameters)]
     for parent in parents:
         nested = {str(run.info.run_name): run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent}
         assert sorted(nested) == sorted(stages)

@@ -8,7 +8,18 @@ import numpy as np
 import polars as pl
 from scipy.stats import binomtest
 
-from headwise.evaluation.paired import PairedSums, bootstrap_interval, cluster_sums, detectable_effect, holm, mcnemar, sign_flip
+from headwise.evaluation.chair import CHAIR
+from headwise.evaluation.paired import (
+    PairedSums,
+    bootstrap_interval,
+    cluster_sums,
+    detectable_effect,
+    holm,
+    margin_p_values,
+    mcnemar,
+    ratio_sums,
+    sign_flip,
+)
 from headwise.evaluation.perplexity import corpus_perplexity
 from headwise.evaluation.statistics import Statistics
 from headwise.examples import CAPTION
@@ -16,8 +27,23 @@ from headwise.intervals import LEVEL
 
 FORGETTING = "forgetting"
 """The split that probes what the adapter unlearned."""
-Metric = Literal["accuracy", "perplexity"]
-NEUTRAL: dict[Metric, float] = {"accuracy": 0.0, "perplexity": 1.0}
+Metric = Literal["accuracy", "perplexity", "iou", "hallucination"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The effect that means no change, and the side of it that is better: +1 above, -1 below."""
+
+    neutral: float
+    better: Literal[1, -1]
+
+
+SCALES: dict[Metric, Scale] = {
+    "accuracy": Scale(0.0, 1),
+    "perplexity": Scale(1.0, -1),
+    "iou": Scale(0.0, 1),
+    "hallucination": Scale(0.0, -1),
+}
 TOUCH = 1e-9
 """An interval that ends this near to "no change" touches it: soft accuracies add up with rounding."""
 
@@ -26,11 +52,12 @@ TOUCH = 1e-9
 class Comparison:
     """What changed from `before` to `after`, paired by example and clustered by image.
 
-    `effect` with its 95 % interval `low`..`high`: a difference of mean soft accuracies (better above 0), or a ratio of corpus perplexities
-    (better below 1). `detectable`: the smallest true gain, in the same unit, that this sample shows four times out of five. `p_value`:
-    sign flips per image; `p_holm`: the same adjusted over the rows of its level (all headlines, or all tasks); `p_mcnemar`: exact, where
-    every image has one question that is right or wrong, else None. `task` is None for a headline: all captions of the split, or all its
-    closed questions.
+    `effect` with its 95 % interval `low`..`high`: a ratio of corpus perplexities (better below 1), or a difference of mean soft accuracies
+    (better above 0), of mean IoUs (above 0) or of the shares of mentioned objects that are hallucinated (CHAIR_i, below 0). `detectable`:
+    the smallest true gain, in the same unit, that this sample shows four times out of five. `p_value`: sign flips per image; `p_holm`: the
+    same adjusted over the rows of its level (all headlines, or all tasks); `p_mcnemar`: exact, where every image has one question that is
+    right or wrong, else None. `p_not_worse`: against "worse by the margin or more"; `p_equivalent`: against that and "better by the margin
+    or more", two one-sided tests. `task` is None for a headline: all captions of the split, or all its questions of that metric.
     """
 
     split: str
@@ -45,18 +72,20 @@ class Comparison:
     p_value: float
     p_holm: float
     p_mcnemar: float | None
+    p_not_worse: float
+    p_equivalent: float
     num_examples: int
     num_images: int
 
     @property
     def gain(self) -> bool:
         """The whole interval is on the better side; one that touches "no change" is no gain."""
-        return self.low > TOUCH if self.metric == "accuracy" else self.high < 1 - TOUCH
+        return self._beyond(SCALES[self.metric].better)
 
     @property
     def loss(self) -> bool:
         """The whole interval is on the worse side."""
-        return self.high < -TOUCH if self.metric == "accuracy" else self.low > 1 + TOUCH
+        return self._beyond(-SCALES[self.metric].better)
 
     @property
     def verdict(self) -> Literal["gain", "loss", "no gain", "no loss shown"]:
@@ -66,17 +95,23 @@ class Comparison:
         return "gain" if self.gain else "loss" if self.loss else "no loss shown" if self.split == FORGETTING else "no gain"
 
     def loses_at_most(self, margin: float) -> bool:
-        """Non-inferiority: the interval excludes losing more than `margin` of accuracy, or multiplying perplexity by over 1 + margin.
+        """Non-inferiority: the interval excludes losing more than `margin`, of perplexity multiplying it by over 1 + margin.
 
         Few questions cannot exclude it even where no answer changed, and the bootstrap's interval is a point: `least_loss` has to be
         within the margin too.
         """
-        return self.low >= -margin and self.least_loss <= margin if self.metric == "accuracy" else self.high <= 1 + margin
+        scale = SCALES[self.metric]
+        kept = self.low >= scale.neutral - margin if scale.better == 1 else self.high <= scale.neutral + margin
+        return kept and (self.metric != "accuracy" or self.least_loss <= margin)
 
     @property
     def least_loss(self) -> float:
         """The loss that so many questions leave open if not one answer changes."""
         return least_loss(self.num_examples)
+
+    def _beyond(self, side: int) -> bool:
+        neutral = SCALES[self.metric].neutral
+        return self.low > neutral + TOUCH if side == 1 else self.high < neutral - TOUCH
 
 
 def least_loss(questions: int) -> float:
@@ -87,22 +122,35 @@ def least_loss(questions: int) -> float:
 
 
 def compare(before: pl.DataFrame, after: pl.DataFrame, settings: Statistics) -> list[Comparison]:
-    """Compare two ANSWERS tables: per split the headlines (caption perplexity, accuracy of closed questions), then every closed task.
+    """Compare two ANSWERS tables: per split the headlines (caption perplexity, accuracy of what was answered, mean IoU of boxes, CHAIR_i of
+    descriptions), then every task's accuracy.
 
     A task asked about a single image has no interval and is left out. Raises ValueError unless both tables answer the same examples.
     """
     pairs = paired(before, after)
     headlines, tasks = [], []
     for (split,), rows in sorted(pairs.group_by("split"), key=lambda group: str(group[0][0])):
-        captions, closed = rows.filter(pl.col("task") == CAPTION), rows.filter(pl.col("task") != CAPTION)
+        captions, answered = rows.filter(pl.col("task") == CAPTION), rows.drop_nulls(["right", "right_after"])
+        counted = rows.drop_nulls(["whole", "whole_after"])
         if len(captions):
             headlines.append(_compare_perplexity(captions, str(split), settings))
-        if len(closed):
-            headlines.append(_compare_accuracy(closed, str(split), None, settings))
-        for (task,), answers in sorted(closed.group_by("task"), key=lambda group: str(group[0][0])):
+        if len(answered):
+            headlines.append(_compare_accuracy(answered, str(split), None, settings))
+        for metric, own in _counted(counted):
+            headlines.append(_compare_ratio(own, str(split), metric, settings))
+        for (task,), answers in sorted(answered.group_by("task"), key=lambda group: str(group[0][0])):
             if answers["image"].n_unique() > 1:
                 tasks.append(_compare_accuracy(answers, str(split), str(task), settings))
     return [*_with_holm(headlines), *_with_holm(tasks)]
+
+
+def _counted(rows: pl.DataFrame) -> list[tuple[Metric, pl.DataFrame]]:
+    """What rules count beside right and wrong, where both models have anything to count."""
+    groups: list[tuple[Metric, pl.DataFrame]] = [
+        ("hallucination", rows.filter(pl.col("task") == CHAIR)),
+        ("iou", rows.filter(pl.col("task") != CHAIR)),
+    ]
+    return [(metric, own) for metric, own in groups if min(own["whole"].sum(), own["whole_after"].sum()) > 0]
 
 
 def paired(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
@@ -122,23 +170,22 @@ def paired(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
 def _compare_accuracy(pairs: pl.DataFrame, split: str, task: str | None, settings: Statistics) -> Comparison:
     right, right_after = (pairs[name].cast(pl.Float64).to_numpy() for name in ("right", "right_after"))
     sums = cluster_sums(right_after - right, np.ones(len(pairs)), pairs["image"].to_numpy())
-    low, high = bootstrap_interval(sums, settings.bootstrap, settings.seed)
     independent = pairs["image"].n_unique() == len(pairs) and bool(np.isin([right, right_after], (0.0, 1.0)).all())
-    return Comparison(
-        split=split,
-        metric="accuracy",
-        task=task,
-        before=float(right.mean()),
-        after=float(right_after.mean()),
-        effect=sums.effect,
-        low=low,
-        high=high,
-        detectable=detectable_effect(sums),
-        **_tests(sums, settings),
+    found = _comparison(pairs, sums, "accuracy", split, task, (float(right.mean()), float(right_after.mean())), settings)
+    unchanged = (1 - settings.margin) ** len(pairs) if bool((right == right_after).all()) else 0.0
+    return replace(
+        found,
         p_mcnemar=mcnemar(right == 1, right_after == 1) if independent else None,
-        num_examples=len(pairs),
-        num_images=len(sums.weight),
+        p_not_worse=max(found.p_not_worse, unchanged),
+        p_equivalent=max(found.p_equivalent, unchanged),
     )
+
+
+def _compare_ratio(pairs: pl.DataFrame, split: str, metric: Metric, settings: Statistics) -> Comparison:
+    part, whole, part_after, whole_after = (pairs[name].to_numpy() for name in ("part", "whole", "part_after", "whole_after"))
+    sums = ratio_sums((part, whole), (part_after, whole_after), pairs["image"].to_numpy())
+    levels = float(part.sum() / whole.sum()), float(part_after.sum() / whole_after.sum())
+    return _comparison(pairs, sums, metric, split, None, levels, settings)
 
 
 def _compare_perplexity(pairs: pl.DataFrame, split: str, settings: Statistics) -> Comparison:
@@ -148,27 +195,37 @@ def _compare_perplexity(pairs: pl.DataFrame, split: str, settings: Statistics) -
         )
     nats, nats_after, tokens = (pairs[name].cast(pl.Float64).to_numpy() for name in ("nats", "nats_after", "tokens"))
     sums = cluster_sums(nats_after - nats, tokens, pairs["image"].to_numpy())
+    levels = corpus_perplexity(pairs), corpus_perplexity(pairs.select(pl.col("nats_after").alias("nats"), "tokens"))
+    return _comparison(pairs, sums, "perplexity", split, None, levels, settings)
+
+
+def _comparison(
+    pairs: pl.DataFrame, sums: PairedSums, metric: Metric, split: str, task: str | None, levels: tuple[float, float], settings: Statistics
+) -> Comparison:
+    """levels: before and after. The sums of a perplexity are of logarithms, whose margin is one of a ratio."""
+    scale, logarithmic = SCALES[metric], metric == "perplexity"
+    unit = math.exp if logarithmic else float
     low, high = bootstrap_interval(sums, settings.bootstrap, settings.seed)
+    p_value = sign_flip(sums, settings.sign_flips, settings.seed)
+    below, above = margin_p_values(sums, math.log1p(settings.margin) if logarithmic else settings.margin)
     return Comparison(
         split=split,
-        metric="perplexity",
-        task=None,
-        before=corpus_perplexity(pairs),
-        after=corpus_perplexity(pairs.select(pl.col("nats_after").alias("nats"), "tokens")),
-        effect=math.exp(sums.effect),
-        low=math.exp(low),
-        high=math.exp(high),
-        detectable=math.exp(-detectable_effect(sums)),
-        **_tests(sums, settings),
+        metric=metric,
+        task=task,
+        before=levels[0],
+        after=levels[1],
+        effect=unit(sums.effect),
+        low=unit(low),
+        high=unit(high),
+        detectable=unit(scale.better * detectable_effect(sums)),
+        p_value=p_value,
+        p_holm=p_value,
         p_mcnemar=None,
+        p_not_worse=below if scale.better == 1 else above,
+        p_equivalent=max(below, above),
         num_examples=len(pairs),
         num_images=len(sums.weight),
     )
-
-
-def _tests(sums: PairedSums, settings: Statistics) -> dict[str, float]:
-    p_value = sign_flip(sums, settings.sign_flips, settings.seed)
-    return {"p_value": p_value, "p_holm": p_value}
 
 
 def _with_holm(comparisons: list[Comparison]) -> list[Comparison]:

@@ -16,13 +16,14 @@ def library_versions() -> dict[str, str]:
 
 
 def conditions(folder: Path) -> dict[str, object]:
-    """The conditions in an evaluation's manifest: the digest of the data's index, the model's revision, its number type, the settings, the
-    versions of the libraries. What the manifest does not say is None.
+    """The conditions in an evaluation's manifest: the digest of the data's index or of a benchmark's files, how much of it was asked by
+    which protocol, the model's revision, its number type, the settings, the versions of the libraries. What the manifest does not say is
+    None.
     """
     manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     inputs = manifest.get("inputs")
-    index = inputs.get("index") if isinstance(inputs, Mapping) else None
-    return {"index": index, **{name: manifest.get(name) for name in ("model", "dtype", "settings", "versions")}}
+    digests = {name: inputs.get(name) if isinstance(inputs, Mapping) else None for name in ("index", "files")}
+    return digests | {name: manifest.get(name) for name in ("source", "protocol", "shards", "model", "dtype", "settings", "versions")}
 
 
 def check_conditions(folders: Iterable[Path]) -> None:

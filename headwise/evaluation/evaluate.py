@@ -1,8 +1,8 @@
 """Put the examples of a data set to a model and judge its answers, one by one."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -10,61 +10,73 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+from headwise.evaluation.judgement import READ_ONLY, Asking, Judgement, Rule
+from headwise.evaluation.responses import Reading, Response, Responses
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.table import ANSWERS
-from headwise.evaluation.vqa import normalise, soft_accuracy
-from headwise.examples import CAPTION, BadExample, Example
-from headwise.likelihood import open_referenced, read_answers
+from headwise.evaluation.vqa import known_rule
+from headwise.examples import CAPTION, BadExample, Example, open_image
+from headwise.likelihood import read_answers
 from headwise.vlm import VLM, encode, generate
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How the model finds a reference answer: the nats of its tokens, their number, and whether each was the likeliest."""
-
-    nats: float
-    tokens: int
-    likeliest: bool
-
-
 def evaluate(
-    vlm: VLM, folder: Path, examples: Sequence[Example], settings: Evaluation, progress: Callable[[int, int], object]
+    vlm: VLM,
+    folder: Path,
+    examples: Sequence[Example],
+    askings: Mapping[str, Asking],
+    settings: Evaluation,
+    responses: Responses,
+    progress: Callable[[int, int], object],
 ) -> tuple[pl.DataFrame, dict[str, str]]:
     """The ANSWERS table, sorted by example, and the reason of each bad example.
 
-    Every first reference answer is read for its nats (its tokens and the end of turn), all of one image together, so that the model
-    reads the image once. Closed questions are answered too, greedily: where each token read was the likeliest, the reference is that
-    answer, and only the others are generated, in batches of like length. An answer is valid if it is, normalised, a reference of any
-    question of its task here. Every model reads the same batches; those that it generates in may differ from another model's, and with
-    them the padding and the rounding. `progress` hears how many examples of how many are done.
+    First references are read for their nats (their tokens and the end of turn) where the task's asking says so, all of one image together,
+    so that the model reads the image once. What is to be judged is answered too, greedily: where each token read was the likeliest, the
+    reference is that answer, and only the others are generated, in batches of like length. What `responses` has is not asked again, and
+    each batch is kept there, so that a run that was stopped goes on. Every model reads the same batches; those that it generates in may
+    differ from another model's, and with them the padding and the rounding. `progress` hears how many examples of how many are done.
     """
-    bad, readings, unsure = dict[str, str](), dict[str, Reading](), list[Example]()
-    done = 0
-    for batch in _batches(vlm, examples, settings.batch_size):
-        found = _read(vlm, _opened(folder, batch, bad), bad)
-        readings |= found
-        waiting = [e for e in batch if e.id in found and e.task != CAPTION and not _is_answered(found[e.id], settings)]
-        unsure += waiting
-        done += len(batch) - len(waiting)
+    bad = {e.id: "no reference answer" for e in examples if askings[e.task].read and not e.answers}
+    found = responses.find(folder, examples)
+    todo = [e for e in examples if e.id not in bad and not _is_done(e, askings, settings, found.get(e.id, Response()))]
+    done = len(examples) - len(todo)
+    progress(done, len(examples))
+    unread = [e for e in todo if askings[e.task].read and (e.id not in found or found[e.id].reading is None)]
+    for batch in _batches(vlm, unread, settings.batch_size):
+        readings = _read(vlm, _opened(folder, batch, bad), bad)
+        read = {i: replace(found.get(i, Response()), reading=reading) for i, reading in readings.items()}
+        found |= read
+        responses.keep(folder, batch, read)
+        done += sum(e.id in bad or _is_done(e, askings, settings, found[e.id]) for e in batch)
         progress(done, len(examples))
-    answers = {e.id: e.answers[0].strip() if e.task != CAPTION else "" for e in examples if e.id in readings}
-    for batch in _of_like_length(vlm, unsure, settings.batch_size):
-        images, questions = [open_referenced(folder, example) for example in batch], [example.question for example in batch]
-        answers |= zip((e.id for e in batch), generate(vlm, images, questions, settings.max_new_tokens), strict=True)
+    unsaid = [e for e in todo if e.id not in bad and not _is_done(e, askings, settings, found.get(e.id, Response()))]
+    for batch in _of_like_length(vlm, unsaid, settings.batch_size):
+        said = _generated(vlm, _opened(folder, batch, bad), settings, bad)
+        answered = {i: replace(found.get(i, Response()), answer=answer) for i, answer in said.items()}
+        found |= answered
+        responses.keep(folder, batch, answered)
         done += len(batch)
         progress(done, len(examples))
-    return _table([e for e in examples if e.id in readings], readings, answers, known_answers(examples)), bad
+    return _table([e for e in examples if e.id not in bad], found, askings, settings), bad
 
 
-def _is_answered(reading: Reading, settings: Evaluation) -> bool:
-    """Whether greedy decoding would give the reference."""
-    return reading.likeliest and reading.tokens <= settings.max_new_tokens
+def own_askings(examples: Sequence[Example]) -> dict[str, Asking]:
+    """How the tasks of a user's own data and of the embedded data are put: captions are read, all else has few possible answers."""
+    tasks = {example.task: [one for one in examples if one.task == example.task] for example in {e.task: e for e in examples}.values()}
+    return {task: READ_ONLY if task == CAPTION else Asking(known_rule(own)) for task, own in tasks.items()}
 
 
-def known_answers(examples: Sequence[Example]) -> dict[str, frozenset[str]]:
-    """The normalised reference answers of each task."""
-    tasks = {example.task for example in examples}
-    return {task: frozenset(normalise(a) for example in examples if example.task == task for a in example.answers) for task in tasks}
+def _is_done(example: Example, askings: Mapping[str, Asking], settings: Evaluation, response: Response) -> bool:
+    """Whether nothing is left to ask the model: greedy decoding would give a reference each of whose tokens is the likeliest."""
+    asking = askings[example.task]
+    if asking.read and response.reading is None:
+        return False
+    return asking.rule is None or response.answer is not None or _is_answered(response.reading, settings)
+
+
+def _is_answered(reading: Reading | None, settings: Evaluation) -> bool:
+    return reading is not None and reading.likeliest and reading.tokens <= settings.max_new_tokens
 
 
 def _batches(vlm: VLM, examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
@@ -92,7 +104,7 @@ def _opened(folder: Path, batch: Sequence[Example], bad: dict[str, str]) -> list
     opened = []
     for example in batch:
         try:
-            opened.append((example, open_referenced(folder, example)))
+            opened.append((example, None if example.image is None else open_image(folder, example)))
         except BadExample as error:
             bad[example.id] = str(error)
     return opened
@@ -120,23 +132,43 @@ def _read(vlm: VLM, batch: list[tuple[Example, Image.Image | None]], bad: dict[s
     return {example.id: Reading(*values) for example, values in zip(examples, read, strict=True)}
 
 
-def _table(
-    examples: Sequence[Example], readings: dict[str, Reading], answers: dict[str, str], known: dict[str, frozenset[str]]
-) -> pl.DataFrame:
-    rows = [
-        {
-            "example_id": example.id,
-            "image": example.image or example.id,
-            "split": example.split,
-            "task": example.task,
-            "answer": answers[example.id],
-            "right": soft_accuracy(answers[example.id], example.answers) if example.task != CAPTION else None,
-            "valid": example.task == CAPTION or normalise(answers[example.id]) in known[example.task],
-            "nats": readings[example.id].nats,
-            "tokens": readings[example.id].tokens,
-        }
-        for example in sorted(examples, key=lambda example: example.id)
-    ]
+def _generated(vlm: VLM, batch: list[tuple[Example, Image.Image | None]], settings: Evaluation, bad: dict[str, str]) -> dict[str, str]:
+    """Answers by example; if the model cannot take a batch, each example is tried alone and the bad ones are added to `bad`."""
+    if not batch:
+        return {}
+    examples, images = zip(*batch, strict=True)
+    try:
+        answers = generate(vlm, images, [example.question for example in examples], settings.max_new_tokens)
+    except BadExample as error:
+        if len(batch) > 1:
+            return {i: answer for one in batch for i, answer in _generated(vlm, [one], settings, bad).items()}
+        bad[examples[0].id] = str(error)
+        return {}
+    return dict(zip((example.id for example in examples), answers, strict=True))
+
+
+def _table(examples: Sequence[Example], found: Mapping[str, Response], askings: Mapping[str, Asking], settings: Evaluation) -> pl.DataFrame:
+    rows = [_row(example, found[example.id], askings[example.task].rule, settings) for example in sorted(examples, key=lambda e: e.id)]
     table = pl.from_arrow(pa.Table.from_pylist(rows, schema=ANSWERS))
     assert isinstance(table, pl.DataFrame)
     return table
+
+
+def _row(example: Example, response: Response, rule: Rule | None, settings: Evaluation) -> dict[str, object]:
+    reading, answer = response.reading, response.answer
+    if answer is None:
+        answer = example.answers[0].strip() if rule and _is_answered(reading, settings) else ""
+    judged = Judgement(right=None, valid=True) if rule is None else rule(answer, example)
+    return {
+        "example_id": example.id,
+        "image": example.image or example.id,
+        "split": example.split,
+        "task": example.task,
+        "answer": answer if rule else "",
+        "right": judged.right,
+        "valid": judged.valid,
+        "nats": reading.nats if reading else None,
+        "tokens": reading.tokens if reading else None,
+        "part": judged.part,
+        "whole": judged.whole,
+    }

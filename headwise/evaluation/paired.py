@@ -17,6 +17,9 @@ POWER = 0.8
 DRAWS_AT_ONCE = 512
 """Bounds the memory: this many draws of all clusters are held together."""
 
+CHANGED, CORRELATION = 0.1, 0.1
+"""What a plan supposes where nothing is known: a tenth of the answers change, and those about one image somewhat together."""
+
 TIE = 1e-12
 """Sums that differ by rounding alone count as equal, relative to the largest possible sum."""
 
@@ -49,6 +52,27 @@ def cluster_sums(
     if len(names) < 2:
         raise ValueError(f"{len(difference)} examples of {len(names)} images: an interval over images needs at least two of them")
     return PairedSums(np.bincount(index, difference), np.bincount(index, weight))
+
+
+def ratio_sums(
+    before: tuple[Float[np.ndarray, " example"], Float[np.ndarray, " example"]],
+    after: tuple[Float[np.ndarray, " example"], Float[np.ndarray, " example"]],
+    cluster: Shaped[np.ndarray, " example"],
+) -> PairedSums:
+    """The difference of two ratios of sums, part over whole, where the wholes may differ too (CHAIR_i: each model has its own mentions).
+
+    Linearised: each cluster's share in the effect is its residual `part - ratio whole` over the mean whole, after less before, around the
+    effect itself; so the effect is exact, and its spread is the delta method's. Raises ValueError where a whole sums to nothing.
+    """
+    ratios, residuals = [], []
+    for part, whole in (before, after):
+        sums = cluster_sums(part, whole, cluster)
+        if not sums.weight.sum():
+            raise ValueError(f"{len(part)} examples without anything counted, so their ratio is undefined")
+        ratios.append(sums.effect)
+        residuals.append((sums.difference - sums.effect * sums.weight) / sums.weight.mean())
+    ones = np.ones_like(residuals[0])
+    return PairedSums(ratios[1] - ratios[0] + residuals[1] - residuals[0], ones)
 
 
 def bootstrap_interval(sums: PairedSums, draws: int, seed: int) -> tuple[float, float]:
@@ -106,3 +130,26 @@ def holm(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
 def detectable_effect(sums: PairedSums) -> float:
     """The smallest true effect that a two-sided 5 % test of this sample finds with 80 % power: `(z_0.975 + z_0.8) standard error`."""
     return float((stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER)) * sums.standard_error)
+
+
+def margin_p_values(sums: PairedSums, margin: float) -> tuple[float, float]:
+    """One-sided p-values of "the effect is `-margin` or less" and of "`margin` or more", by t over clusters (linearised standard error).
+
+    The first rejected: not worse by the margin. Both rejected, that is the larger one (two one-sided tests, Schuirmann 1987): equivalent.
+    """
+    above, below = sums.effect + margin, margin - sums.effect
+    error = sums.standard_error
+    if error == 0:
+        return float(above <= 0), float(below <= 0)
+    freedom = len(sums.difference) - 1
+    return float(stats.t.sf(above / error, freedom)), float(stats.t.sf(below / error, freedom))
+
+
+def planned_effect(examples: int, clusters: int, changed: float = CHANGED, correlation: float = CORRELATION) -> float:
+    """The gain of accuracy that so many questions about so many images will show four times out of five, before any is asked.
+
+    changed: the share of questions that one model gets right and the other wrong, whose variance a difference has. correlation: within an
+    image, which costs `1 + (questions per image - 1) correlation` (the design effect, Kish 1965).
+    """
+    design = 1 + (examples / clusters - 1) * correlation
+    return float((stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER)) * np.sqrt(changed * design / examples))

@@ -13,3 +13,11 @@ class Statistics:
     bootstrap: Annotated[int, Field(ge=200, description="Draws of images behind every 95 % interval")] = 10_000
     sign_flips: Annotated[int, Field(ge=200, description="Draws of the sign-flip test; all of them where the images allow fewer")] = 10_000
     seed: Annotated[int, Field(ge=0, description="Seed of the bootstrap and of the sign flips")] = 0
+    margin: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="What counts as not worse, and what the forgetting probe may lose: accuracy, or a share of perplexity",
+        ),
+    ] = 0.02

@@ -1,8 +1,11 @@
 """Short answers: the official VQA normalisation and soft accuracy (Antol et al. 2015; Goyal et al. 2017, visualqa.org/evaluation)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
+
+from headwise.evaluation.judgement import Judgement, Rule
+from headwise.examples import Example
 
 NUMBERS = {"none": "0"} | {
     word: str(value) for value, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
@@ -77,3 +80,24 @@ def soft_accuracy(answer: str, references: Sequence[str]) -> float:
         return float(any(same))
     matches = sum(same)
     return sum(min((matches - left_out) / 3, 1.0) for left_out in same) / len(same)
+
+
+def vqa_rule(answer: str, example: Example) -> Judgement:
+    """`soft_accuracy`; valid unless nothing is left of the answer."""
+    return Judgement(soft_accuracy(answer, example.answers), bool(normalise(answer)))
+
+
+def known_rule(examples: Iterable[Example]) -> Rule:
+    """`soft_accuracy`, for questions with few possible answers: valid is what is a reference of any of these examples."""
+    known = frozenset(normalise(reference) for example in examples for reference in example.answers)
+
+    def judge(answer: str, example: Example) -> Judgement:
+        return Judgement(soft_accuracy(answer, example.answers), normalise(answer) in known)
+
+    return judge
+
+
+def exact_rule(answer: str, example: Example) -> Judgement:
+    """Right if the answer is a reference, in small letters and without a full stop at its end, as GQA's evaluation of LLaVA takes it."""
+    given = answer.strip().rstrip(".").lower()
+    return Judgement(float(given in (reference.strip().lower() for reference in example.answers)), bool(given))

@@ -75,7 +75,7 @@ def _context(data: Path, folder: Path, run: Mapping[str, str]) -> dict[str, obje
         "verdict": run.get("verdict"),
         "run": {name: value for name, value in run.items() if name != "verdict"},
         "summary": summary(data, scores),
-        "results": read_results(data / "evaluations", statistics),
+        "results": read_results(data, statistics),
         "statistics": statistics,
         "heads": heads_section(scores, folder / "charts") if scores else None,
         "tests": statistical_tests(data / "scores" / "tests.json"),

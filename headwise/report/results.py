@@ -7,15 +7,20 @@ from pathlib import Path
 import yaml
 from pydantic import TypeAdapter
 
-from headwise.evaluation.compare import FORGETTING, NEUTRAL, Comparison, compare
+from headwise.evaluation.compare import FORGETTING, SCALES, Comparison, Metric, compare
 from headwise.evaluation.conditions import conditions
 from headwise.evaluation.statistics import Statistics
-from headwise.evaluation.table import ANSWERS, BASE
-from headwise.files import read_table
+from headwise.evaluation.table import BASE, answer_folders, read_answers
 
 ORDER = ("top", "bottom", "random", "all")
 TITLES = {"evaluation": "Evaluation: held-out examples of the same data", FORGETTING: "Forgetting probe: what was not calibrated"}
 NOTES = {FORGETTING: "The loss that an interval on the forgetting probe still leaves open is its end on the losing side."}
+MEASURES: dict[Metric, tuple[str, str]] = {
+    "accuracy": ("Accuracy", "questions"),
+    "perplexity": ("Caption perplexity", "captions"),
+    "iou": ("Mean IoU of boxes", "questions"),
+    "hallucination": ("Hallucinated of all mentioned objects (CHAIR_i)", "descriptions"),
+}
 Compared = list[tuple[str, Comparison]]
 """Each comparison with the arm that it is about."""
 
@@ -74,23 +79,27 @@ def sort_arms(arms: Sequence[str]) -> list[str]:
     return sorted(arms, key=lambda arm: (ORDER.index(arm) if arm in ORDER else len(ORDER), arm))
 
 
-def read_results(evaluations: Path, statistics: Statistics) -> Results:
+def read_results(data: Path, statistics: Statistics) -> Results:
     """Every arm compared with the uncalibrated model.
 
     An arm that was evaluated on other data, with another model or under other settings is left over from an earlier run: it is named
     instead of compared.
     """
-    answers = {path.parent.name: read_table(path, ANSWERS) for path in evaluations.glob("*/answers.parquet")}
+    answers = {path.parent.name: read_answers(data, path.parent.name) for path in (data / "evaluations").glob("*/answers.parquet")}
     if BASE not in answers:
         return Results((), ())
-    base, expected = answers.pop(BASE), conditions(evaluations / BASE)
+    base, expected = answers.pop(BASE), _conditions(data, BASE)
     ids = set(base["example_id"])
     arms = sort_arms(list(answers))
-    same = [arm for arm in arms if conditions(evaluations / arm) == expected and set(answers[arm]["example_id"]) == ids]
+    same = [arm for arm in arms if _conditions(data, arm) == expected and set(answers[arm]["example_id"]) == ids]
     rows = [(arm, comparison) for arm in same for comparison in compare(base, answers[arm], statistics)]
     splits = list(dict.fromkeys(comparison.split for _, comparison in rows))
     compared = tuple(_split_results(split, [row for row in rows if row[1].split == split]) for split in splits)
     return Results(compared, tuple(arm for arm in arms if arm not in same))
+
+
+def _conditions(data: Path, arm: str) -> dict[str, dict[str, object]]:
+    return {asked: conditions(folder) for asked, folder in answer_folders(data, arm).items()}
 
 
 def read_statistics(params: Path) -> Statistics:
@@ -110,20 +119,20 @@ def _split_results(split: str, rows: Compared) -> SplitResults:
 
 
 def _reach(comparison: Comparison) -> float:
-    neutral = NEUTRAL[comparison.metric]
+    neutral = SCALES[comparison.metric].neutral
     return max(abs(value - neutral) for value in (comparison.low, comparison.effect, comparison.high))
 
 
 def _measure(group: Compared, reach: float) -> Measure:
     first = group[0][1]
-    captions = first.metric == "perplexity"
-    name = "Caption perplexity" if captions else f"Accuracy, {first.task or 'all questions'}"
-    sample = f"{first.num_examples} {'captions' if captions else 'questions'}, {first.num_images} images"
+    name, unit = MEASURES[first.metric]
+    name = f"{name}, {first.task or 'all questions'}" if first.metric == "accuracy" else name
+    sample = f"{first.num_examples} {unit}, {first.num_images} images"
     return Measure(name, sample, tuple(_arm_row(arm, comparison, reach) for arm, comparison in group))
 
 
 def _arm_row(arm: str, comparison: Comparison, reach: float) -> ArmRow:
-    neutral, scale = NEUTRAL[comparison.metric], 48.0 / reach if reach > 0 else 0.0
+    neutral, scale = SCALES[comparison.metric].neutral, 48.0 / reach if reach > 0 else 0.0
     low, point, high = (round(50 + scale * (value - neutral), 2) for value in (comparison.low, comparison.effect, comparison.high))
     unit = "%" if comparison.metric == "perplexity" else "pts"
     return ArmRow(
@@ -149,5 +158,5 @@ def level(comparison: Comparison, value: float) -> str:
 
 def change(comparison: Comparison, value: float) -> str:
     """An effect with its sign: a ratio of perplexities as a change in percent, a difference of accuracies in points."""
-    text = f"{100 * (value - NEUTRAL[comparison.metric]):+.1f}"
+    text = f"{100 * (value - SCALES[comparison.metric].neutral):+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")

@@ -26,7 +26,10 @@ def answers(generator, skill=0.5, images=60, per_image=2, split="evaluation", na
         rows.append((f"{split}-{image:03d}-caption", "caption", "", None, True, nats * tokens + float(generator.normal()), tokens))
     columns = ("example_id", "task", "answer", "right", "valid", "nats", "tokens")
     frame = pl.DataFrame(rows, schema=columns, orient="row").with_columns(
-        image=pl.col("example_id").str.slice(0, len(split) + 4), split=pl.lit(split)
+        image=pl.col("example_id").str.slice(0, len(split) + 4),
+        split=pl.lit(split),
+        part=pl.lit(None, pl.Float64),
+        whole=pl.lit(None, pl.Float64),
     )
     return frame.select(ANSWERS.names)
 

@@ -6,7 +6,10 @@ import polars as pl
 import pytest
 import torch
 
-from headwise.evaluation.evaluate import evaluate, known_answers
+from headwise.evaluation.boxes import box_rule
+from headwise.evaluation.evaluate import evaluate, own_askings
+from headwise.evaluation.judgement import Asking
+from headwise.evaluation.responses import Responses
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.vqa import normalise
 from headwise.likelihood import read_answers
@@ -21,6 +24,10 @@ def ignore(done: int, total: int) -> None:
     """A progress that nobody watches."""
 
 
+def ask(vlm, folder, examples, path=None, progress=ignore, settings=SETTINGS, adapter=None):
+    return evaluate(vlm, folder, examples, own_askings(examples), settings, Responses(path, {"adapter": adapter}), progress)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "images"
@@ -30,7 +37,7 @@ def data(tmp_path_factory):
 def test_every_example_has_a_row_with_its_nats(data):
     folder, examples = data
     heard: list[tuple[int, int]] = []
-    answers, bad = evaluate(tiny.tiny_vlm(), folder, examples, SETTINGS, lambda done, total: heard.append((done, total)))
+    answers, bad = ask(tiny.tiny_vlm(), folder, examples, progress=lambda done, total: heard.append((done, total)))
     assert (
         answers["example_id"].to_list() == sorted(example.id for example in examples)
         and not bad
@@ -47,7 +54,7 @@ def test_every_example_has_a_row_with_its_nats(data):
 
 def test_captions_are_read_and_closed_questions_are_answered(data):
     folder, examples = data
-    answers, _ = evaluate(tiny.tiny_vlm(), folder, examples, SETTINGS, ignore)
+    answers, _ = ask(tiny.tiny_vlm(), folder, examples)
     captions, closed = answers.filter(pl.col("task") == "caption"), answers.filter(pl.col("task") != "caption")
     assert captions["answer"].unique().to_list() == [""] and captions["right"].null_count() == len(captions) and captions["valid"].all()
     assert closed["right"].null_count() == 0
@@ -74,8 +81,10 @@ def test_greedy_answers_of_a_padded_batch_are_the_likeliest_tokens_step_by_step(
 
 def test_valid_means_a_known_answer_of_the_same_task(data):
     _, examples = data
-    known = known_answers([*examples, replace(examples[1], id="x", answers=("The Two",))])
-    assert known["colour"] == {"red", "blue", "green", "2"} and known["count"] == {"1", "2"}
+    asking = own_askings([*examples, replace(examples[1], id="x", answers=("The Two",))])
+    assert asking["caption"].rule is None
+    judged = {answer: asking["colour"].rule(answer, examples[1]).valid for answer in ("red", "Blue.", "two", "1", "purple", "")}
+    assert judged == {"red": True, "Blue.": True, "two": True, "1": False, "purple": False, "": False}
 
 
 def test_a_model_that_learned_the_answer_is_right(data):
@@ -88,7 +97,7 @@ def test_a_model_that_learned_the_answer_is_right(data):
         optimizer.zero_grad()
         read_answers(vlm, encode(vlm, [image], [example.question], list(example.answers)))[0].sum().backward()
         optimizer.step()
-    answers, _ = evaluate(vlm, folder, [example], SETTINGS, ignore)
+    answers, _ = ask(vlm, folder, [example])
     assert answers.row(0, named=True) | {"nats": 0.0} == {
         "example_id": example.id,
         "image": example.image,
@@ -99,6 +108,8 @@ def test_a_model_that_learned_the_answer_is_right(data):
         "valid": True,
         "nats": 0.0,
         "tokens": answers["tokens"][0],
+        "part": None,
+        "whole": None,
     }
     assert answers["nats"][0] < 0.5
 
@@ -112,7 +123,7 @@ def test_bad_examples_become_reasons_and_the_others_go_on(data):
         replace(examples[1], id="long", question="very " * 300),
         replace(examples[1], id="empty", answers=("",)),
     ]
-    answers, bad = evaluate(tiny.tiny_vlm(), folder, [*examples, *broken], SETTINGS, ignore)
+    answers, bad = ask(tiny.tiny_vlm(), folder, [*examples, *broken])
     assert sorted(bad) == ["changed", "empty", "long", "missing", "silent"]
     assert len(answers) == len(examples)
     assert "cannot be read" in bad["missing"] and "sha256" in bad["changed"] and "the model takes 256" in bad["long"]
@@ -123,11 +134,77 @@ def test_nats_that_are_no_numbers_are_bad_and_never_counted(data):
     vlm = tiny.new_tiny_vlm()
     with torch.no_grad():
         vlm.decoder.norm.weight.fill_(float("nan"))
-    answers, bad = evaluate(vlm, folder, examples, SETTINGS, ignore)
+    answers, bad = ask(vlm, folder, examples)
     assert len(bad) == len(examples) and answers.is_empty()
 
 
 def test_text_alone_is_its_own_cluster(tmp_path):
     examples = [replace(e, image=None, sha256=None) for e in write_dataset(tmp_path / "data", evaluation=1)]
-    answers, bad = evaluate(tiny.tiny_lm(), tmp_path, examples, SETTINGS, ignore)
+    answers, bad = ask(tiny.tiny_lm(), tmp_path, examples)
     assert not bad and answers["image"].to_list() == answers["example_id"].to_list()
+
+
+class Counted:
+    """A model that counts the examples it is asked."""
+
+    def __init__(self, monkeypatch):
+        from headwise.evaluation import evaluate as module
+
+        self.read, self.said, self.fails_after = 0, 0, None
+        read, said = module.read_answers, module.generate
+
+        def read_answers(vlm, batch, **options):
+            self.read += len(batch.inputs["input_ids"])
+            return read(vlm, batch, **options)
+
+        def generate(vlm, images, questions, tokens):
+            if self.fails_after is not None and self.said >= self.fails_after:
+                raise RuntimeError("killed")
+            self.said += len(images)
+            return said(vlm, images, questions, tokens)
+
+        monkeypatch.setattr(module, "read_answers", read_answers)
+        monkeypatch.setattr(module, "generate", generate)
+
+
+def test_what_was_asked_is_not_asked_again(data, tmp_path, monkeypatch):
+    folder, examples = data
+    first, _ = ask(tiny.tiny_vlm(), folder, examples, tmp_path / "kept.sqlite")
+    model = Counted(monkeypatch)
+    again, _ = ask(tiny.tiny_vlm(), folder, examples, tmp_path / "kept.sqlite")
+    assert again.equals(first) and (model.read, model.said) == (0, 0)
+    more = [*examples, replace(examples[1], id="new", question="What is new?")]
+    ask(tiny.tiny_vlm(), folder, more, tmp_path / "kept.sqlite")
+    assert model.read == 1 and model.said <= 1
+    changed = [replace(e, answers=("another",)) for e in examples if e.task == "colour"]
+    ask(tiny.tiny_vlm(), folder, changed, tmp_path / "kept.sqlite")
+    assert model.read == 1 + len(changed) and model.said <= 1, "another reference is read, and the answer is the same"
+    ask(tiny.tiny_vlm(), folder, examples, tmp_path / "kept.sqlite", adapter="another")
+    assert model.read == 1 + len(changed) + len(examples)
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was(data, tmp_path, monkeypatch):
+    folder, examples = data
+    whole, _ = ask(tiny.tiny_vlm(), folder, examples)
+    model = Counted(monkeypatch)
+    model.fails_after = 4
+    with pytest.raises(RuntimeError, match="killed"):
+        ask(tiny.tiny_vlm(), folder, examples, tmp_path / "kept.sqlite")
+    assert (model.read, model.said) == (len(examples), 4)
+    model.fails_after = None
+    heard = []
+    resumed, _ = ask(tiny.tiny_vlm(), folder, examples, tmp_path / "kept.sqlite", lambda done, total: heard.append(done))
+    closed = whole.filter(pl.col("task") != "caption")
+    assert model.read == len(examples) and model.said == len(closed), "each once"
+    assert resumed.equals(whole) and heard[0] == len(examples) - len(closed) + 4
+
+
+def test_what_is_only_to_be_said_is_not_read(data):
+    folder, examples = data
+    boxes = [replace(e, id=f"{e.id}-box", task="box", answers=("[0.1, 0.2, 0.5, 0.6]",)) for e in examples[:3]]
+    empty = replace(boxes[0], id="none", answers=())
+    askings = {"box": Asking(lambda answer, example: box_rule(answer, boxes[0]), read=False)}
+    answers, bad = evaluate(tiny.tiny_vlm(), folder, [*boxes, empty], askings, SETTINGS, Responses(None, {}), ignore)
+    assert not bad and len(answers) == 4, "what is not read needs no reference"
+    assert answers["nats"].null_count() == answers["tokens"].null_count() == 4
+    assert answers["whole"].to_list() == [1.0] * 4 and not answers["valid"].any()

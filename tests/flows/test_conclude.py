@@ -17,7 +17,7 @@ import flows.pipeline
 from flows.graph import StageRun, reproduce
 from flows.inspection import write_run_report
 from flows.nightly import Result, conclude
-from flows.parameters import Night, Promotion
+from flows.parameters import Night
 from flows.pipeline import Pipeline
 from flows.registry import find_champion, registered_name
 from flows.tracking import open_client, recorded
@@ -55,11 +55,13 @@ def _answers(nats: float) -> pl.DataFrame:
     noise = np.random.default_rng(round(100 * nats)).normal(0, 0.01, NUM_IMAGES)
     rows = []
     for number in range(NUM_IMAGES):
-        row = {"image": f"{number}", "answer": "", "valid": True, "tokens": 10}
+        row = {"image": f"{number}", "answer": "", "valid": True, "tokens": 10, "part": None, "whole": None}
         caption = {"example_id": f"c{number}", "split": "evaluation", "task": "caption", "right": None, "nats": 10 * (nats + noise[number])}
         probe = {"split": "forgetting", "task": "colour", "right": float(number % 2), "nats": 1.0}
         rows += [{**row, **caption}, *({**row, **probe, "example_id": f"q{number}-{k}"} for k in range(NUM_QUESTIONS))]
-    return pl.DataFrame(rows, schema_overrides={"right": pl.Float32, "tokens": pl.Int32}).select(ANSWERS.names)
+    return pl.DataFrame(rows, schema_overrides={"right": pl.Float32, "tokens": pl.Int32, "part": pl.Float64, "whole": pl.Float64}).select(
+        ANSWERS.names
+    )
 
 
 @pytest.fixture
@@ -143,9 +145,10 @@ def test_a_judgement_is_made_once_and_anew_when_a_rule_changes_or_it_was_cut_sho
     assert read_json(made.folder / "lineage.json") == lineage
     client.delete_registered_model_alias(NAME, "champion")
     assert night("1.9").sentence.startswith(f"{nothing_changed}no version is champion. ") and _champion(client) is None
-    stricter = night("1.9", replace(NIGHT, promotion=Promotion(margin=0.01)))
+    stricter = night("1.9", replace(NIGHT, statistics=replace(NIGHT.statistics, margin=0.01)))
     assert "within the margin of 0.01" in stricter.sentence and _champion(client) == "1"
-    assert read_json(made.folder / "lineage.json")["rules"]["promotion"] == {"margin": 0.01}  # pyright: ignore[reportIndexIssue,reportArgumentType,reportCallIssue]
+    rules: Any = read_json(made.folder / "lineage.json")["rules"]
+    assert rules["statistics"]["margin"] == 0.01
 
 
 def test_nothing_is_promoted_by_uncommitted_code_or_over_a_champion_that_cannot_be_asked(checkout: Path) -> None:

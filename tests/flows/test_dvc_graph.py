@@ -13,8 +13,15 @@ from flows.parameters import DEFAULTS
 from tests.flows.project import ROOT
 
 GRAPH: Mapping[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-MODULES = {name: f"tasks.{'evaluation' if name == 'baseline' else name}" for name in GRAPH}
-OF_THE_GRAPH = {"attention": {"shards"}, "images": {"photographs"}, "masks": {"mask_weights", "shards"}}
+STEPS = {"baseline": "evaluation", "benchmark_base": "benchmark"}
+MODULES = {name: f"tasks.{STEPS.get(name, name)}" for name in GRAPH}
+OF_THE_BENCHMARK = {"shards", "benchmarks", "benchmark_files"}
+OF_THE_GRAPH = {
+    "attention": {"shards"},
+    "images": {"photographs"},
+    "masks": {"mask_weights", "shards"},
+    **dict.fromkeys(("benchmark", "benchmark_base"), OF_THE_BENCHMARK),
+}
 """What a stage depends on although its code does not read it from params.yaml."""
 SETTINGS = {"images", "masks", "attention", "scores", "selection", "calibration", "evaluation"}
 
@@ -58,11 +65,13 @@ def test_outputs_are_the_contracted_folders() -> None:
         "data/adapters/${item.arm}",
         "data/evaluations/${item.arm}",
         "data/evaluations/base",
+        "data/benchmarks/${item.name}/${item.arm}/shard=0${item.shard}",
+        "data/benchmarks/${item.name}/base/shard=0${item.shard}",
     }
 
 
 def test_every_stage_that_loads_a_model_depends_on_its_weights_and_on_the_libraries() -> None:
-    asking = {"attention", "calibration", "evaluation", "baseline"}
+    asking = {"attention", "calibration", "evaluation", "baseline", "benchmark", "benchmark_base"}
     assert {name for name, stage in GRAPH.items() if "${weights}" in stage["deps"]} == asking
     assert {name for name, stage in GRAPH.items() if "mask_weights" in stage["params"]} == {"masks"}
     assert {name for name, stage in GRAPH.items() if "requirements.lock" in stage["deps"]} == asking | {"masks"}

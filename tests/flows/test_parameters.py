@@ -16,7 +16,7 @@ from flows.annotate import annotate
 from flows.arguments import parse_overrides, read_arguments, read_kinds
 from flows.controls import controls
 from flows.nightly import nightly
-from flows.parameters import DEFAULTS, EMBEDDED, SECTIONS, Night, Promotion, located_masks, mask_weights, model_name, slug, weights
+from flows.parameters import DEFAULTS, EMBEDDED, SECTIONS, Night, located_masks, mask_weights, model_name, slug, weights
 from flows.registry import registered_name
 from headwise.calibration.settings import Lora
 from headwise.data import DataSource
@@ -56,12 +56,12 @@ def test_every_section_is_read_back_as_the_settings_that_were_written(tmp_path: 
 
 
 def test_the_command_line_gives_the_same_types() -> None:
-    night = read_arguments("scenes", EMBEDDED, "top, all", ["selection.k=6", "promotion.margin=0.1", "images.variant=plain"])
+    night = read_arguments("scenes", EMBEDDED, "top, all", ["selection.k=6", "statistics.margin=0.1", "images.variant=plain"])
     assert night == Night(
         arms=("top", "all"),
         selection=Criterion(k=6),
         images=DataSource(kind="scenes", variant="plain"),
-        promotion=Promotion(margin=0.1),
+        statistics=Statistics(margin=0.1),
         name="scenes-plain",
     )
     assert read_arguments("scenes", EMBEDDED, "top", None, "monday").name == "monday"
@@ -121,7 +121,7 @@ def test_folders_are_named_from_the_root_wherever_they_were_typed(tmp_path: Path
         ("scenes", EMBEDDED, "top", ["attention.model=a/b"], "--set attention.model: the command's own arguments name"),
         ("scenes", EMBEDDED, "top", ["images.cutouts=a"], "images: .*cutouts is for photos, and the data are of kind 'scenes'"),
         (".", EMBEDDED, "top", ["images.forgetting=9"], "forgetting is for scenes and photos, and the data are of kind 'folder'"),
-        ("scenes", EMBEDDED, "top", ["promotion.margin=2"], r"promotion\.margin: Input should be less than or equal to 1"),
+        ("scenes", EMBEDDED, "top", ["statistics.margin=2"], r"statistics\.margin: Input should be less than or equal to 1"),
         ("scenes", EMBEDDED, "top", ["colour.k=2"], "write section.field=value, with a section of images, masks"),
         ("scenes", EMBEDDED, "top", ["selection=2"], "write section.field=value"),
     ],
@@ -212,8 +212,8 @@ def test_folders_of_mask_models_are_named_from_the_root_and_watched_by_their_dig
         ({"selection": {"kk": 1}}, False),
         ({"selections": {"k": 1}}, False),
         ({"arms": []}, False),
-        ({"promotion": {"margin": 2}}, False),
-        ({"promotoin": {"margin": 0.1}}, False),
+        ({"statistics": {"margin": 2}}, False),
+        ({"statistcs": {"margin": 0.1}}, False),
         ({"name": "My Pictures"}, False),
     ],
 )

@@ -12,7 +12,7 @@ from headwise.examples import Example
 
 def _comparison(split: str, metric: Literal["accuracy", "perplexity"], low: float, high: float) -> Comparison:
     effect = (low + high) / 2
-    return Comparison(split, metric, None, 0.9, 0.9 + effect, effect, low, high, 0.01, 0.04, 0.04, None, 200, 50)
+    return Comparison(split, metric, None, 0.9, 0.9 + effect, effect, low, high, 0.01, 0.04, 0.04, None, 0.5, 0.5, 200, 50)
 
 
 TARGET = _comparison("evaluation", "perplexity", 0.85, 0.95)

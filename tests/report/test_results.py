@@ -52,20 +52,20 @@ def test_the_intervals_are_those_of_the_comparison_that_decided(workspace: Path)
     assert read_statistics(workspace / "params.yaml") == settings
     base, top = (pl.read_parquet(workspace / "data/evaluations" / arm / "answers.parquet") for arm in ("base", "top"))
     expected = {(c.split, c.metric, c.task): f"{change(c, c.low)} to {change(c, c.high)}" for c in compare(base, top, settings)}
-    measures = [measure for split in read_results(workspace / "data/evaluations", settings).splits for measure in split.measures]
+    measures = [measure for split in read_results(workspace / "data", settings).splits for measure in split.measures]
     found = [row.interval for measure in measures for row in measure.rows if row.arm == "top"]
     assert sorted(found) == sorted(expected.values())
 
 
 def test_every_measure_has_every_arm_and_headlines_come_first(workspace: Path) -> None:
-    for split in read_results(workspace / "data/evaluations", FEW).splits:
+    for split in read_results(workspace / "data", FEW).splits:
         names = [measure.name for measure in split.measures]
         assert names == ["Caption perplexity", "Accuracy, all questions", "Accuracy, colour", "Accuracy, count", "Accuracy, exists"]
         assert all([row.arm for row in measure.rows] == ["top", "bottom"] for measure in split.measures)
 
 
 def test_bars_stay_on_their_scale_and_on_the_side_of_the_effect(workspace: Path) -> None:
-    for split in read_results(workspace / "data/evaluations", FEW).splits:
+    for split in read_results(workspace / "data", FEW).splits:
         for row in (row for measure in split.measures for row in measure.rows):
             assert 2 <= row.low <= row.point <= row.high <= 98
             assert (row.low > row.zero) == (row.interval.startswith("+"))
@@ -88,7 +88,7 @@ def test_without_the_uncalibrated_model_or_an_arm_there_is_nothing_to_compare(wo
     shutil.rmtree(evaluations / "top")
     assert arms(evaluations) == {"bottom"}
     shutil.rmtree(evaluations / "bottom")
-    assert read_results(evaluations, FEW) == Results((), ())
+    assert read_results(evaluations.parent, FEW) == Results((), ())
     assert read_results(tmp_path / "nowhere", FEW) == Results((), ())
 
 
@@ -96,14 +96,14 @@ def test_an_arm_of_an_earlier_run_is_named_and_not_compared(workspace: Path, tmp
     evaluations = shutil.copytree(workspace / "data/evaluations", tmp_path / "evaluations")
     fewer = pl.read_parquet(evaluations / "bottom/answers.parquet").head(9)
     write_table(fewer, evaluations / "bottom/answers.parquet", ANSWERS)
-    assert arms(evaluations) == {"top"} and read_results(evaluations, FEW).left_over == ("bottom",)
+    assert arms(evaluations) == {"top"} and read_results(evaluations.parent, FEW).left_over == ("bottom",)
     manifest = read_json(evaluations / "top" / MANIFEST)
     write_json({**manifest, "model": "another"}, evaluations / "top" / MANIFEST)
-    assert read_results(evaluations, FEW) == Results((), ("top", "bottom"))
+    assert read_results(evaluations.parent, FEW) == Results((), ("top", "bottom"))
 
 
 def arms(evaluations: Path) -> set[str]:
-    return {row.arm for split in read_results(evaluations, FEW).splits for measure in split.measures for row in measure.rows}
+    return {row.arm for split in read_results(evaluations.parent, FEW).splits for measure in split.measures for row in measure.rows}
 
 
 def test_without_parameters_the_statistics_are_the_defaults(tmp_path: Path) -> None:

@@ -1,0 +1,126 @@
+"""What a benchmark is, and how its questions are read from its official files."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import polars as pl
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as settings_class
+
+from headwise.evaluation.judgement import Asking
+from headwise.examples import Example
+
+Figures = Callable[[pl.DataFrame], Mapping[str, float | None]]
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+"""What LLaVA's evaluations, and lmms-eval's after them, put behind a question with a short answer."""
+
+
+Pictured = Literal["vqav2", "gqa", "textvqa", "vizwiz", "scienceqa", "pope", "mme", "coco", "refcoco"]
+Text = Literal["sst2", "mr", "sst5", "subj", "trec", "cb", "boolq", "arc"]
+BenchmarkName = Pictured | Text
+
+
+@settings_class(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+class Source:
+    """A benchmark: where its files are, and how much of it is asked."""
+
+    name: Annotated[BenchmarkName, Field(description="which benchmark; pope and coco can also be made from the run's own data")]
+    path: Annotated[
+        str, Field(description="folder with the official files, or a data set's id on the Hugging Face Hub; empty: from the run's own data")
+    ] = ""
+    images: Annotated[str, Field(description="folder of the images, where it is another")] = ""
+    limit: Annotated[int, Field(ge=0, description="images at most, drawn by the seed; 0: all")] = 0
+    seed: Annotated[int, Field(ge=0, description="seed of the images drawn, and of questions made from the run's own data")] = 0
+    prompt: Annotated[str | None, Field(description="put behind every question; null: the benchmark's own words")] = None
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A benchmark's examples, how each task's are put, and the folder that their images' names are relative to."""
+
+    examples: Sequence[Example]
+    askings: Mapping[str, Asking]
+    images: Path
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark. protocol: what a figure of it means, with a number that changes when that does. read: the questions from the folder
+    of its files and that of its images, with the prompt. figures: what its authors report beside the mean of `right`.
+    """
+
+    name: str
+    protocol: str
+    files: tuple[str, ...]
+    read: Callable[[Path, Path, str], Questions]
+    prompt: str = SHORT_ANSWER
+    figures: Figures | None = None
+
+
+def ask(
+    benchmark: str, example_id: str, image: str | None, question: str, answers: Sequence[str], task: str, phrase: str | None = None
+) -> Example:
+    """A question of a benchmark; its answers are compared as a split of that name."""
+    return Example(f"{benchmark}/{example_id}", image, None, question, tuple(answers), phrase, task, benchmark)
+
+
+def drawn(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:
+    """The examples of `limit` images (of `limit` texts where there are no images), whichever the seed says; all with a limit of 0."""
+    groups = {example.image or example.id for example in examples}
+    if not limit or limit >= len(groups):
+        return list(examples)
+    chosen = set(sorted(groups, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())[:limit])
+    return [example for example in examples if (example.image or example.id) in chosen]
+
+
+def of_shard(examples: Sequence[Example], shard: int, num_shards: int) -> list[Example]:
+    """The examples of every `num_shards`-th image."""
+    place = {name: number for number, name in enumerate(sorted({example.image or example.id for example in examples}))}
+    return [example for example in examples if place[example.image or example.id] % num_shards == shard]
+
+
+def find(folder: Path, *patterns: str) -> Path:
+    """The one file that fits the first pattern which any fits. Raises ValueError naming what was looked for, or all that were found."""
+    for pattern in patterns:
+        found = sorted(folder.glob(pattern))
+        if len(found) > 1:
+            raise ValueError(f"{folder}: {len(found)} files {pattern} ({', '.join(path.name for path in found[:3])}), one is needed")
+        if found:
+            return found[0]
+    raise ValueError(f"{folder}: no file {' or '.join(patterns)}, which this benchmark is published as")
+
+
+def image_folder(root: Path, *names: str) -> str:
+    """The first of these folders that is there, with a slash; the root itself where none is."""
+    return next((f"{name}/" for name in names if (root / name).is_dir()), "")
+
+
+def read_json(path: Path, type_: Any) -> Any:
+    """The file's content as the type. Raises ValueError naming the file and what is wrong in it."""
+    return validate(path, type_, _decoded(path, path.read_bytes()))
+
+
+def read_json_lines(path: Path, type_: Any) -> list[Any]:
+    """An entry of the type per line that is not empty. Raises ValueError naming the file, the line and what is wrong in it."""
+    lines = [(f"{path}, line {number}", line) for number, line in enumerate(path.read_bytes().splitlines(), start=1) if line.strip()]
+    return [validate(place, type_, _decoded(place, line)) for place, line in lines]
+
+
+def _decoded(place: object, content: bytes) -> object:
+    try:
+        return json.loads(content)
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(f"{place}: not JSON ({error})") from error
+
+
+def validate(place: object, type_: Any, content: object) -> Any:
+    """The content as the type. Raises ValueError with the place and the first thing that is wrong."""
+    try:
+        return TypeAdapter(type_).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(": ".join([str(place), *([".".join(map(str, first["loc"]))] if first["loc"] else []), first["msg"]])) from error

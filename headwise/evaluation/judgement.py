@@ -1,0 +1,37 @@
+"""How an answer is judged: what every rule gives, and what a task says about how its questions are put."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from headwise.examples import Example
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How right an answer is, in [0, 1] (None: the rule does not say), and whether it is an answer of the form asked for.
+
+    `part` of `whole`: what a rule counts beside that, to be summed over examples before it is divided (an IoU of 1; hallucinated of all
+    objects mentioned).
+    """
+
+    right: float | None
+    valid: bool
+    part: float | None = None
+    whole: float | None = None
+
+
+Rule = Callable[[str, Example], Judgement]
+"""Judges the text that a model answered to an example."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How the questions of a task are put. rule: None where nothing is to be answered, as for a caption's perplexity. read: whether the
+    first reference is read for its nats.
+    """
+
+    rule: Rule | None
+    read: bool = True
+
+
+READ_ONLY = Asking(rule=None)

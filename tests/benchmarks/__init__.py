@@ -1,0 +1,1 @@
+"""Official files in miniature, written as their authors write them."""
