@@ -21,6 +21,7 @@ from headwise.compositions import Composition, split_of
 from headwise.cutouts import Photographs, compose_photograph, installed_photographs, read_photographs
 from headwise.examples import CAPTION, INDEX, OBJECTS, OBJECTS_FILE, BadExample, Example, decode_image, read_image, write_examples
 from headwise.files import read_table, write_table
+from headwise.leakage import BITS, MIN_DISTANCE
 from headwise.masks import rle
 from headwise.masks.coco import INSTANCES, read_coco
 from headwise.scenes import compose_scene
@@ -71,6 +72,15 @@ class DataSource:
     evaluation: Annotated[int, Field(ge=MIN_IMAGES, description="images held out for the before/after table")] = 60
     forgetting: Annotated[int, Field(ge=MIN_IMAGES, description="plain images of the forgetting probe, closed questions alone")] = 60
     seed: Annotated[int, Field(ge=0, description="seed of the images; the same seed gives the same bytes")] = 0
+    min_distance: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=BITS,
+            description="an image to calibrate with and one to judge by look alike, and the run refuses, where fewer of the 256 bits of "
+            "their perceptual hashes differ; 0 allows that",
+        ),
+    ] = MIN_DISTANCE
     max_bad_share: Annotated[float, Field(ge=0, le=1, description="share of rows that may be unusable before the step fails")] = 0.05
 
     def __post_init__(self) -> None:

@@ -14,7 +14,8 @@ from headwise.benchmarks.benchmark import Source, of_shard
 from headwise.benchmarks.registry import BENCHMARKS, files_digest, read_questions
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.table import BASE, CHAMPION
-from headwise.examples import INDEX, OBJECTS_FILE
+from headwise.examples import INDEX, OBJECTS_FILE, read_examples
+from headwise.leakage import CALIBRATION, check_leaks, fingerprints, leaks
 from headwise.observation import Observation
 from headwise.selection import Arm
 from tasks.asking import adapter_of, write_answers
@@ -28,13 +29,17 @@ def write_benchmark(
 ) -> None:
     """Write the answers to the questions about every n-th image of the benchmark, as `write_answers` does; shard: the place to begin, n.
 
-    own: the run's own data. Raises ValueError if the benchmark's files are missing or broken, or the shard has no question.
+    own: the run's own data. Raises ValueError if the benchmark's files are missing or broken, the shard has no question, or an image of it
+    is one to calibrate with.
     """
     found = read_questions(source, own)
     examples = of_shard(found.examples, *shard)
     if not examples:
         few = f"{len(found.examples)} questions are too few for {shard[1]} shards"
         raise ValueError(f"benchmark {source.name!r}: {few}; set fewer `shards`, or a higher limit")
+    if (own / INDEX).is_file():
+        calibration = fingerprints(own, [example for example in read_examples(own) if example.split == CALIBRATION])
+        check_leaks(leaks(calibration, fingerprints(found.images, examples), source.min_distance), f"of the benchmark {source.name}")
     place, number = shard
     files = {"files": files_digest(source)} if source.path else {"index": own / INDEX, "objects": own / OBJECTS_FILE}
     write_answers(

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass as settings_class
 
 from headwise.evaluation.judgement import Asking
 from headwise.examples import Example
+from headwise.leakage import BITS, MIN_DISTANCE
 
 Figures = Callable[[pl.DataFrame], Mapping[str, float | None]]
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
@@ -35,6 +36,7 @@ class Source:
     images: Annotated[str, Field(description="folder of the images, where it is another")] = ""
     limit: Annotated[int, Field(ge=0, description="images at most, drawn by the seed; 0: all")] = 0
     seed: Annotated[int, Field(ge=0, description="seed of the images drawn, and of questions made from the run's own data")] = 0
+    min_distance: Annotated[int, Field(ge=0, le=BITS, description="as images.min_distance, for the benchmark's images")] = MIN_DISTANCE
     prompt: Annotated[str | None, Field(description="put behind every question; null: the benchmark's own words")] = None
 
 

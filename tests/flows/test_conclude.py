@@ -59,9 +59,8 @@ def _answers(nats: float) -> pl.DataFrame:
         caption = {"example_id": f"c{number}", "split": "evaluation", "task": "caption", "right": None, "nats": 10 * (nats + noise[number])}
         probe = {"split": "forgetting", "task": "colour", "right": float(number % 2), "nats": 1.0}
         rows += [{**row, **caption}, *({**row, **probe, "example_id": f"q{number}-{k}"} for k in range(NUM_QUESTIONS))]
-    return pl.DataFrame(rows, schema_overrides={"right": pl.Float32, "tokens": pl.Int32, "part": pl.Float64, "whole": pl.Float64}).select(
-        ANSWERS.names
-    )
+    types = {"right": pl.Float32, "tokens": pl.Int32, "part": pl.Float64, "whole": pl.Float64}
+    return pl.DataFrame(rows, schema_overrides=types).select(ANSWERS.names)
 
 
 @pytest.fixture

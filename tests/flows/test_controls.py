@@ -20,9 +20,8 @@ def _answers(nats: float, seed: int) -> pl.DataFrame:
         base = {"image": f"{number}", "split": "evaluation", "answer": "", "valid": True, "tokens": 10, "part": None, "whole": None}
         rows.append({**base, "example_id": f"c{number}", "task": "caption", "right": None, "nats": 10 * (nats + noise[number])})
         rows.append({**base, "example_id": f"q{number}", "task": "colour", "right": float(number % 2), "nats": 1.0})
-    return pl.DataFrame(rows, schema_overrides={"right": pl.Float32, "tokens": pl.Int32, "part": pl.Float64, "whole": pl.Float64}).select(
-        ANSWERS.names
-    )
+    types = {"right": pl.Float32, "tokens": pl.Int32, "part": pl.Float64, "whole": pl.Float64}
+    return pl.DataFrame(rows, schema_overrides=types).select(ANSWERS.names)
 
 
 BASE = _answers(2.0, 0)
