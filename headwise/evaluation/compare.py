@@ -79,12 +79,14 @@ class Comparison:
 
     @property
     def gain(self) -> bool:
-        """The whole interval is on the better side; one that touches "no change" is no gain."""
-        return self._beyond(SCALES[self.metric].better)
+        """The whole interval is on the better side, and the p-value adjusted for the rows of its level is below 5 %: one that touches "no
+        change" is no gain, and neither is the luckiest of many tasks.
+        """
+        return self._beyond(SCALES[self.metric].better) and self.p_holm < 1 - LEVEL
 
     @property
     def loss(self) -> bool:
-        """The whole interval is on the worse side."""
+        """The whole interval is on the worse side; a warning is not adjusted."""
         return self._beyond(-SCALES[self.metric].better)
 
     @property
