@@ -12,8 +12,10 @@ from flows.parameters import EMBEDDED, Night, are_generated, located_masks, weig
 from flows.promotion import shortfalls
 from flows.workspace import UNFINISHED, find_run
 from headwise.data import Progress, check_data, write_data
-from headwise.examples import Example, causes, check_bad_share, read_examples
+from headwise.evaluation.paired import planned_effect
+from headwise.examples import CAPTION, Example, causes, check_bad_share, read_examples
 from headwise.files import read_table
+from headwise.leakage import check_leaks, split_leaks
 from headwise.masks.annotation import shard_examples
 from headwise.masks.exact import exact_masks
 from headwise.masks.table import plain_reason
@@ -71,7 +73,8 @@ def write_run_report(name: str | None, out: Path | None) -> Path:
 @dataclass(frozen=True)
 class Trial:
     """A data set that was built aside: its examples by split and task, those left out with their reasons, how many of the others have no
-    mask to be scored with, by the cause, why a run on it would fail if it would, and why no adapter could become champion on it.
+    mask to be scored with, by the cause, why a run on it would fail if it would, why no adapter could become champion on it, and of each
+    split the gain of accuracy that it shows four times out of five.
     """
 
     columns: Columns
@@ -80,6 +83,7 @@ class Trial:
     maskless: Mapping[str, int]
     refusals: Sequence[str]
     shortfalls: Sequence[str]
+    detectable: Mapping[str, float]
 
 
 def try_data(night: Night, progress: Progress) -> Trial:
@@ -94,8 +98,10 @@ def try_data(night: Night, progress: Progress) -> Trial:
         examples = read_examples(folder)
         calibration = [e for e in examples if e.split == "calibration"]
         scored, unusable, maskless = _scorable(folder, calibration, night)
+        alike = split_leaks(folder, examples, source.min_distance)
     checks: list[Callable[[], object]] = [
         lambda: check_bad_share(bad, len(bad) + len(examples), source.max_bad_share),
+        lambda: check_leaks(alike, "to judge by"),
         lambda: check_data(examples, night.calibration, night.scores.min_images),
         lambda: _check_shards(calibration, unusable, night),
         lambda: located_masks(night.masks, source),
@@ -109,7 +115,14 @@ def try_data(night: Night, progress: Progress) -> Trial:
     counts = groups.agg(pl.len(), pl.col("image").n_unique(), scorable).sort("split", "task")
     rows = [tuple("-" if value is None else str(value) for value in row) for row in counts.iter_rows()]
     columns = ("split", "task", "examples", "images", "with a usable mask")
-    return Trial(columns, rows, bad | unusable, maskless, refusals, shortfalls(examples, night.statistics.margin))
+    short = shortfalls(examples, night.statistics.margin)
+    return Trial(columns, rows, bad | unusable, maskless, refusals, short, _detectable(examples))
+
+
+def _detectable(examples: Sequence[Example]) -> dict[str, float]:
+    closed = [example for example in examples if example.split != "calibration" and example.task != CAPTION]
+    splits = {example.split: [one for one in closed if one.split == example.split] for example in closed}
+    return {split: planned_effect(len(own), len({example.image for example in own})) for split, own in sorted(splits.items())}
 
 
 def _refusal(check: Callable[[], object]) -> str | None:

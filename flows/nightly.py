@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from prefect import flow
 
 from flows.artifacts import publish_heat_map, publish_verdict
+from flows.leaderboard import record as record_run
 from flows.lineage import LINEAGE, judgement_digest, read_lineage, report_ids, write_lineage
 from flows.parameters import Night, Parameters, located
 from flows.pipeline import Pipeline, annotation_stages, started
@@ -143,6 +144,7 @@ def conclude(pipeline: Pipeline, settings: Night, failed: Mapping[str, str]) -> 
         found = verdict([against_base(comparisons[candidate], settings.statistics.margin), *rival.verdicts, *against_uncommitted(code)])
         judged = {"judgement": digest, "rules": rules, "verdict": found.sentence, "failed": failed}
         write_lineage(pipeline.workspace, pipeline.outcomes, pipeline.ids, judged)
+        record_run(pipeline, settings, comparisons)
         _publish_heat_map(folder, candidate)
         _write_report(pipeline)
         _record(pipeline, comparisons, found.sentence)

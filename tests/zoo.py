@@ -333,7 +333,12 @@ VISUAL_FAMILIES = tuple(VISUAL)
 """The families that read images, and `paligemma2`, which transformers calls `paligemma` as well."""
 
 
+def fresh(name: str) -> VLM:
+    """A small model of a family, to be changed at will."""
+    return VISUAL[name]() if name in VISUAL else language_model(name)
+
+
 @cache
 def vlm(name: str) -> VLM:
     """The shared small model of a family; leave its weights as they are."""
-    return VISUAL[name]() if name in VISUAL else language_model(name)
+    return fresh(name)

@@ -68,7 +68,7 @@ def test_scenes_are_asked_about_their_held_out_images_alone(scenes: Path) -> Non
     assert files_digest(Source(name="pope")) == ""
 
 
-def test_scenes_own_captions_hallucinate_nothing_and_anothers_do(scenes: Path) -> None:
+def test_scenes_own_captions_hallucinate_nothing_and_those_of_other_images_do(scenes: Path) -> None:
     coco = read_questions(Source(name="coco"), scenes)
     judge = coco.askings["chair"].rule
     assert judge is not None

@@ -144,3 +144,51 @@ def test_perplexity_needs_finite_nats_and_tokens(nats, tokens):
 
 def test_perplexity_of_a_fair_coin_is_two():
     assert perplexity(10 * math.log(2), 10) == pytest.approx(2.0)
+
+
+def counted(part, whole, task, images=40):
+    """A benchmark's answers whose rule counts part of whole."""
+    generator = np.random.default_rng(4)
+    frame = table(images=images, per_image=1, split="coco").filter(pl.col("task") != "caption")
+    wholes = generator.integers(*whole, len(frame)).astype(float)
+    parts = np.minimum(wholes, generator.binomial(10, part, len(frame)) / 10 * wholes)
+    return frame.with_columns(task=pl.lit(task), part=pl.Series(parts), whole=pl.Series(wholes))
+
+
+def test_hallucinations_are_better_below_and_boxes_above():
+    often, rarely = counted(0.6, (1, 6), "chair"), counted(0.2, (1, 6), "chair")
+    fewer, more = (headline(compare(*pair, SETTINGS), "hallucination", "coco") for pair in ((often, rarely), (rarely, often)))
+    assert fewer.gain and more.loss and fewer.effect < 0 < more.effect
+    assert fewer.before == pytest.approx(often["part"].sum() / often["whole"].sum())
+    assert fewer.after - fewer.before == pytest.approx(fewer.effect) and fewer.loses_at_most(0) and not more.loses_at_most(0.02)
+    wide, tight = counted(0.3, (1, 2), "val"), counted(0.7, (1, 2), "val")
+    better = headline(compare(wide, tight, SETTINGS), "iou", "coco")
+    assert better.gain and better.effect == pytest.approx(tight["part"].mean() - wide["part"].mean())
+    assert {c.metric for c in compare(wide, tight, SETTINGS)} == {"accuracy", "iou"}
+
+
+def test_where_no_answer_changed_not_worse_is_as_sure_as_the_number_of_questions_allows():
+    few, many = table(images=10), table(images=300)
+    for frame, number in ((few, 20), (many, 600)):
+        found = headline(compare(frame, frame, SETTINGS), "accuracy")
+        assert found.p_not_worse == found.p_equivalent == pytest.approx(0.98**number)
+        assert headline(compare(frame, frame, SETTINGS), "perplexity").p_not_worse == 0
+
+
+def test_not_worse_and_equivalent_are_asked_at_the_margin():
+    before = table(3, images=200)
+    worse = before.with_columns(nats=pl.col("nats") + 0.03 * pl.col("tokens"))
+    for margin, sure in ((0.02, False), (0.05, True)):
+        found = headline(compare(before, worse, Statistics(bootstrap=800, sign_flips=800, margin=margin)), "perplexity")
+        assert (found.p_not_worse < 0.05) is sure is (found.p_equivalent < 0.05)
+    better = headline(compare(worse, before, SETTINGS), "perplexity")
+    assert better.p_not_worse < 0.05 < better.p_equivalent, "better by more than the margin is not worse, and not the same"
+
+
+def test_the_luckiest_of_many_tasks_is_no_gain():
+    """Twenty tasks without a change: one has an interval above 0 by luck, and none is called a gain."""
+    generator = np.random.default_rng(5)
+    before = pl.concat([answers(generator, images=60, split=f"s{k}").filter(pl.col("task") == "colour") for k in range(20)])
+    after = before.with_columns(right=pl.Series(generator.random(len(before)) < 0.5).cast(pl.Float64))
+    found = [c for c in compare(before, after, SETTINGS) if c.task]
+    assert any(c.low > 0 for c in found) and not any(c.gain for c in found)

@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from headwise.evaluation.paired import PairedSums, bootstrap_interval, cluster_sums, detectable_effect, holm, mcnemar, sign_flip
+from headwise.evaluation.paired import (
+    PairedSums,
+    bootstrap_interval,
+    cluster_sums,
+    detectable_effect,
+    holm,
+    margin_p_values,
+    mcnemar,
+    planned_effect,
+    ratio_sums,
+    sign_flip,
+)
 
 
 def draw_sums(generator, num_clusters, effect=0.0, spread=1.0):
@@ -135,3 +146,50 @@ def test_holm_by_its_definition(p_values):
         slow = max(min(1.0, (len(ordered) - k) * ordered[k]) for k in range(rank + 1))
         ties = [max(min(1.0, (len(ordered) - k) * ordered[k]) for k in range(r + 1)) for r, q in enumerate(ordered) if q == p]
         assert any(found == pytest.approx(value) for value in (slow, *ties))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_difference_of_ratios_by_the_jackknife(seed):
+    """The effect is exact; the linearised standard error is the jackknife's over clusters but for terms of higher order."""
+    generator = np.random.default_rng(seed)
+    cluster = np.repeat(np.arange(80), 3)
+    wholes = [generator.integers(1, 6, 240).astype(float) for _ in range(2)]
+    parts = [generator.binomial(whole.astype(int), share).astype(float) for whole, share in zip(wholes, (0.4, 0.3), strict=True)]
+    sums = ratio_sums((parts[0], wholes[0]), (parts[1], wholes[1]), cluster)
+
+    def effect(kept):
+        return parts[1][kept].sum() / wholes[1][kept].sum() - parts[0][kept].sum() / wholes[0][kept].sum()
+
+    assert sums.effect == pytest.approx(effect(np.ones(240, dtype=bool)))
+    without = np.array([effect(cluster != c) for c in range(80)])
+    jackknife = np.sqrt(79 / 80 * np.square(without - without.mean()).sum())
+    assert sums.standard_error == pytest.approx(jackknife, rel=0.03)
+
+
+def test_equal_wholes_make_it_the_difference_of_means():
+    generator = np.random.default_rng(1)
+    before, after, cluster = generator.random(60), generator.random(60), np.repeat(np.arange(20), 3)
+    ones = np.ones(60)
+    ratio, plain = ratio_sums((before, ones), (after, ones), cluster), cluster_sums(after - before, ones, cluster)
+    assert ratio.effect == pytest.approx(plain.effect) and ratio.standard_error == pytest.approx(plain.standard_error)
+    with pytest.raises(ValueError, match="60 examples without anything counted"):
+        ratio_sums((before, 0 * ones), (after, ones), cluster)
+
+
+def test_margins_by_the_textbooks_t():
+    generator = np.random.default_rng(2)
+    difference = generator.normal(0.01, 0.05, 40)
+    worse, better = margin_p_values(cluster_sums(difference, np.ones(40), np.arange(40)), 0.02)
+    assert worse == pytest.approx(stats.ttest_1samp(difference, -0.02, alternative="greater").pvalue)
+    assert better == pytest.approx(stats.ttest_1samp(difference, 0.02, alternative="less").pvalue)
+    nothing = cluster_sums(np.zeros(10), np.ones(10), np.arange(10))
+    assert margin_p_values(nothing, 0.02) == (0, 0) and margin_p_values(nothing, 0.0) == (1, 1)
+
+
+def test_a_planned_effect_is_what_such_a_sample_shows():
+    """A tenth of the answers change, independently: the plan without correlation is the sample's own detectable effect."""
+    generator = np.random.default_rng(3)
+    changes = generator.choice([-1.0, 0.0, 1.0], size=6000, p=[0.05, 0.9, 0.05])
+    found = detectable_effect(cluster_sums(changes, np.ones(6000), np.repeat(np.arange(2000), 3)))
+    assert planned_effect(6000, 2000, 0.1, 0.0) == pytest.approx(found, rel=0.06)
+    assert planned_effect(6000, 2000, 0.1, 1.0) == pytest.approx(planned_effect(2000, 2000, 0.1, 0.0))

@@ -16,6 +16,7 @@ import flows.nightly
 import flows.pipeline
 from flows.graph import StageRun, reproduce
 from flows.inspection import write_run_report
+from flows.leaderboard import ranked, read_leaderboard
 from flows.nightly import Result, conclude
 from flows.parameters import Night
 from flows.pipeline import Pipeline
@@ -166,3 +167,20 @@ def test_nothing_is_promoted_by_uncommitted_code_or_over_a_champion_that_cannot_
     shutil.copytree(checkout / "away", checkout / ".headwise/mlflow", dirs_exist_ok=True)
     found = night("1.8")  # nothing else has changed, and yet it is judged again
     assert found.sentence.startswith("Champion: ") and _champion(client) == "2"
+
+
+def test_every_judged_run_stands_on_the_leaderboard_once(checkout: Path) -> None:
+    with pytest.raises(ValueError, match="no run has been judged yet"):
+        read_leaderboard()
+    first, _, second = night("1.9"), night("1.9"), night("1.8", replace(NIGHT, name="two"))
+    board = read_leaderboard()
+    assert set(board["run"]) == {"one", "two"} and board["mlflow_run"].n_unique() == 2
+    for result, name in ((first, "one"), (second, "two")):
+        own = board.filter(run=name, arm="top", split="evaluation", metric="perplexity")
+        expected = next(c for c in result.comparisons["top"] if c.metric == "perplexity" and c.split == "evaluation")
+        assert (own["effect"][0], own["low"][0], own["verdict"][0]) == (expected.effect, expected.low, expected.verdict)
+    best, rows = ranked("evaluation", "perplexity", tasks=False)
+    assert best["run"].to_list()[0] == "two" and len(rows) == len(best) and rows[0][1] == "two"
+    assert ranked(None, None, tasks=True)[0]["task"].is_not_null().any()
+    with pytest.raises(ValueError, match="no split 'pope'; there are evaluation, forgetting"):
+        ranked("pope", None, tasks=False)

@@ -213,7 +213,7 @@ def test_folders_of_mask_models_are_named_from_the_root_and_watched_by_their_dig
         ({"selections": {"k": 1}}, False),
         ({"arms": []}, False),
         ({"statistics": {"margin": 2}}, False),
-        ({"statistcs": {"margin": 0.1}}, False),
+        ({"statistik": {"margin": 0.1}}, False),
         ({"name": "My Pictures"}, False),
     ],
 )
