@@ -87,11 +87,15 @@ def test_data_shows_what_a_folder_holds_and_what_it_leaves_out(project: Path, tm
     objects = [{"image": f"{n}.png", "object": 0, "phrase": "disc", "height": 8, "width": 8, "rle": encode(mask)} for n in range(4)]
     write_table(pa.Table.from_pylist(objects, schema=OBJECTS), folder / "objects.parquet", OBJECTS)
     allowed = ["--set", "images.max_bad_share=0.6", "--set", "scores.min_images=2", "--set", "calibration.examples=all"]
+    alike = "images to calibrate with are, or look like, images to judge by"
 
     def data(*arguments: str) -> str:
         return " ".join(runner.invoke(app, ["data", str(folder), *arguments]).output.split())
 
+    assert alike in data(*allowed)
+    allowed += ["--set", "images.min_distance=0"]
     shown = data(*allowed)
+    assert alike not in shown and "evaluation: shows a gain of 62.6 points" in shown
     assert "with a usable mask" in shown and "calibration vqa 2 2 2" in shown and "evaluation vqa 2 2 -" in shown
     assert "left out: b: no question in the index" in shown
     assert "no adapter can become champion: the evaluation split's captions show 0 images" in shown
