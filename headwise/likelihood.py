@@ -1,5 +1,6 @@
 """How likely a model finds the reference answers: teacher-forced nats over the answer's tokens and the end of turn."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from headwise.examples import BadExample, Example, open_image
+from headwise.prefix import Prefix, continued_logits
 from headwise.vlm import VLM, Batch
 
 
@@ -37,35 +39,28 @@ def answer_logits(vlm: VLM, batch: Batch) -> Float[Tensor, "target vocabulary"]:
     return logits[targets[:, rows]]
 
 
-def shared_answer_logits(vlm: VLM, batch: Batch) -> Float[Tensor, "target vocabulary"]:
-    """`answer_logits` of questions about one image, padded on the right: all up to the image's last token is read once, and its keys and
-    values serve every question. Where a chat template puts the question before the image, or in families whose image tokens read the
-    question, there is nothing to share.
-    """
-    ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-    shared = int((batch.segments.system | batch.segments.visual)[0].nonzero().max()) + 1
-    if not vlm.family.shares_image or not bool((ids[:, :shared] == ids[0, :shared]).all()):
-        return answer_logits(vlm, batch)
-    inputs = {name: tensor[: len(tensor) // len(ids)] for name, tensor in batch.inputs.items()}
-    inputs |= {"input_ids": ids[:1, :shared], "attention_mask": mask[:1, :shared]}
-    cache = vlm.model(**inputs, logits_to_keep=1, use_cache=True).past_key_values
-    cache.batch_repeat_interleave(len(ids))
-    targets = answer_targets(batch)[:, shared + 1 :]
-    rows = targets.any(dim=0).nonzero().squeeze(1)
-    logits = vlm.model(input_ids=ids[:, shared:], attention_mask=mask, past_key_values=cache, logits_to_keep=rows, use_cache=True).logits
-    return logits[targets[:, rows]]
-
-
-def read_answers(
-    vlm: VLM, batch: Batch, *, one_image: bool = False
-) -> tuple[Float[Tensor, "batch"], Int[Tensor, "batch"], Bool[Tensor, "batch"]]:
+def read_answers(vlm: VLM, batch: Batch) -> tuple[Float[Tensor, "batch"], Int[Tensor, "batch"], Bool[Tensor, "batch"]]:
     """Per example: `-sum log p(token | everything before it)` over its targets, in fp32, their number, and whether each is the likeliest.
 
-    Where each is, greedy decoding gives this very answer. Gradients flow through the nats. `one_image`: all rows show the same image,
-    which is then read once.
+    Where each is, greedy decoding gives this very answer. Gradients flow through the nats.
     """
-    targets = answer_targets(batch)
-    logits = (shared_answer_logits if one_image else answer_logits)(vlm, batch).float()
+    return _summed(batch, answer_logits(vlm, batch))
+
+
+def read_continued(
+    vlm: VLM, prefix: Prefix, images: Sequence[int], batch: Batch
+) -> tuple[Float[Tensor, "batch"], Int[Tensor, "batch"], Bool[Tensor, "batch"]]:
+    """As `read_answers`, of prompts about the prefix's images, padded on the right."""
+    targets = answer_targets(batch)[:, len(prefix.ids) + 1 :]
+    rows = targets.any(dim=0).nonzero().squeeze(1)
+    logits, _ = continued_logits(vlm, prefix, images, batch, rows)
+    return _summed(batch, logits[targets[:, rows]])
+
+
+def _summed(
+    batch: Batch, logits: Float[Tensor, "target vocabulary"]
+) -> tuple[Float[Tensor, "batch"], Int[Tensor, "batch"], Bool[Tensor, "batch"]]:
+    targets, logits = answer_targets(batch), logits.float()
     labels = batch.inputs["input_ids"][targets]
     nats, missed = cross_entropy(logits, labels, reduction="none"), (logits.argmax(-1) != labels).int()
     example = targets.nonzero()[:, 0]

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from headwise.likelihood import answer_logits, answer_targets, read_answers
+from headwise.likelihood import answer_logits, answer_targets, read_answers, read_continued
+from headwise.prefix import read_prefix
 from headwise.vlm import VLM, Batch, encode, generate
 from tests import tiny
 
@@ -42,15 +43,16 @@ def test_nats_by_a_loop_over_single_examples(vlm, padding_side):
             assert tokens[index].item() == len(ids) - start
 
 
-def test_questions_about_one_image_share_it_and_get_the_same_nats():
-    vlm, image = tiny.tiny_vlm(), tiny.image(0)
-    encoded = encode(vlm, [image] * 3, QUESTIONS, ANSWERS)
+def test_questions_about_an_image_share_it_and_get_the_same_nats():
+    vlm, images, of = tiny.tiny_vlm(), [tiny.image(0), tiny.image(1)], [0, 1, 1]
+    encoded = encode(vlm, [images[k] for k in of], QUESTIONS, ANSWERS)
     seen: list[int] = []
     counting = vlm.base.model.vision_tower.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
     with torch.no_grad():
-        apart, shared = read_answers(vlm, encoded), read_answers(vlm, encoded, one_image=True)
+        apart, prefix = read_answers(vlm, encoded), read_prefix(vlm, images)
+        shared = read_continued(vlm, prefix, of, encoded)
     counting.remove()
-    assert seen == [3, 1]
+    assert seen == [3, 2]
     assert torch.allclose(shared[0], apart[0], atol=1e-4) and torch.equal(shared[1], apart[1]) and torch.equal(shared[2], apart[2])
 
 
@@ -61,7 +63,7 @@ def test_where_the_question_comes_before_the_image_nothing_is_shared():
     encoded = encode(vlm, [tiny.image(0)] * 3, QUESTIONS, ANSWERS)
     assert not encoded.segments.visual[0, :9].all()
     with torch.no_grad():
-        assert torch.equal(read_answers(vlm, encoded, one_image=True)[0], read_answers(vlm, encoded)[0])
+        assert not read_prefix(vlm, [tiny.image(0)]).fits(encoded)
 
 
 def test_nats_have_gradients_and_the_logits_are_the_targets_only():

@@ -8,7 +8,9 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 import torch
+from jaxtyping import Bool, Float, Int
 from PIL import Image
+from torch import Tensor
 
 from headwise.evaluation.judgement import READ_ONLY, Asking, Judgement, Rule
 from headwise.evaluation.responses import Reading, Response, Responses
@@ -16,8 +18,9 @@ from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.table import ANSWERS
 from headwise.evaluation.vqa import known_rule
 from headwise.examples import CAPTION, BadExample, Example, open_image
-from headwise.likelihood import read_answers
-from headwise.vlm import VLM, encode, generate
+from headwise.likelihood import read_answers, read_continued
+from headwise.prefix import generate_continued, read_prefix
+from headwise.vlm import VLM, Batch, encode, generate
 
 
 def evaluate(
@@ -31,33 +34,46 @@ def evaluate(
 ) -> tuple[pl.DataFrame, dict[str, str]]:
     """The ANSWERS table, sorted by example, and the reason of each bad example.
 
-    First references are read for their nats (their tokens and the end of turn) where the task's asking says so, all of one image together,
-    so that the model reads the image once. What is to be judged is answered too, greedily: where each token read was the likeliest, the
-    reference is that answer, and only the others are generated, in batches of like length. What `responses` has is not asked again, and
-    each batch is kept there, so that a run that was stopped goes on. Every model reads the same batches; those that it generates in may
-    differ from another model's, and with them the padding and the rounding. `progress` hears how many examples of how many are done.
+    First references are read for their nats (their tokens and the end of turn) where the task's asking says so. What is to be judged is
+    answered too, greedily: where each token read was the likeliest, the reference is that answer, and only the others are generated. Where
+    several questions are about one image, the model reads it once; the others go in batches of like length. What `responses` has is not
+    asked again, and each batch is kept there, so that a run that was stopped goes on. The batches that two models generate in may differ,
+    and with them the padding and the rounding. `progress` hears how many examples of how many are done.
     """
     bad = {e.id: "no reference answer" for e in examples if askings[e.task].read and not e.answers}
     found = responses.find(folder, examples)
-    todo = [e for e in examples if e.id not in bad and not _is_done(e, askings, settings, found.get(e.id, Response()))]
-    done = len(examples) - len(todo)
+
+    def lacking(batch: Sequence[Example]) -> list[Example]:
+        return [e for e in batch if e.id not in bad and not _is_done(e, askings, settings, found.get(e.id, Response()))]
+
+    done = len(examples) - len(lacking(examples))
     progress(done, len(examples))
-    unread = [e for e in todo if askings[e.task].read and (e.id not in found or found[e.id].reading is None)]
-    for batch in _batches(vlm, unread, settings.batch_size):
+
+    def settle(batch: Sequence[Example], said: Mapping[str, Response]) -> None:
+        nonlocal done
+        found.update(said)
+        responses.keep(folder, batch, said)
+        done += len(batch) - len(lacking(batch))
+        progress(done, len(examples))
+
+    # all batches are those of a run that finds nothing kept: a run that goes on asks the rest in the same ones
+    shared, alone = _windows(vlm, [e for e in examples if e.id not in bad], settings.batch_size)
+    for window in shared:
+        batch = lacking(window)
+        opened = _opened(folder, batch, bad)
+        if (said := _asked_together(vlm, opened, askings, settings, found)) is None:
+            alone += window
+        else:
+            settle(batch, said)
+    for window in _of_like_length(vlm, [e for e in alone if askings[e.task].read], settings.batch_size):
+        batch = [e for e in lacking(window) if found.get(e.id, Response()).reading is None]
         readings = _read(vlm, _opened(folder, batch, bad), bad)
-        read = {i: replace(found.get(i, Response()), reading=reading) for i, reading in readings.items()}
-        found |= read
-        responses.keep(folder, batch, read)
-        done += sum(e.id in bad or _is_done(e, askings, settings, found[e.id]) for e in batch)
-        progress(done, len(examples))
-    unsaid = [e for e in todo if e.id not in bad and not _is_done(e, askings, settings, found.get(e.id, Response()))]
-    for batch in _of_like_length(vlm, unsaid, settings.batch_size):
-        said = _generated(vlm, _opened(folder, batch, bad), settings, bad)
-        answered = {i: replace(found.get(i, Response()), answer=answer) for i, answer in said.items()}
-        found |= answered
-        responses.keep(folder, batch, answered)
-        done += len(batch)
-        progress(done, len(examples))
+        settle(batch, {i: replace(found.get(i, Response()), reading=reading) for i, reading in readings.items()})
+    unsure = [e for e in alone if askings[e.task].rule and not _is_answered(found.get(e.id, Response()).reading, settings)]
+    for window in _of_like_length(vlm, unsure, settings.batch_size):
+        batch = lacking(window)
+        answers = _generated(vlm, _opened(folder, batch, bad), settings, bad)
+        settle(batch, {i: replace(found.get(i, Response()), answer=answer) for i, answer in answers.items()})
     return _table([e for e in examples if e.id not in bad], found, askings, settings), bad
 
 
@@ -79,16 +95,64 @@ def _is_answered(reading: Reading | None, settings: Evaluation) -> bool:
     return reading is not None and reading.likeliest and reading.tokens <= settings.max_new_tokens
 
 
-def _batches(vlm: VLM, examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
-    """The questions about one image together; those that are alone with theirs, and those without one, by length."""
+def _windows(vlm: VLM, examples: Sequence[Example], size: int) -> tuple[list[list[Example]], list[Example]]:
+    """Batches of questions that share their images, several images in one, and the examples that share none."""
     about = defaultdict[str | None, list[Example]](list)
     for example in examples:
         about[example.image].append(example)
-    alone = about.pop(None, []) + [example for together in about.values() if len(together) == 1 for example in together]
-    for together in about.values():
-        if len(together) > 1:
-            yield from (together[start : start + size] for start in range(0, len(together), size))
-    yield from _of_like_length(vlm, alone, size)
+    together = [e for image, own in about.items() if vlm.family.shares_image and image is not None and len(own) > 1 for e in own]
+    alone = [e for e in examples if e.image is None or len(about[e.image]) == 1 or not vlm.family.shares_image]
+    return [together[start : start + size] for start in range(0, len(together), size)], alone
+
+
+def _asked_together(
+    vlm: VLM,
+    opened: list[tuple[Example, Image.Image | None]],
+    askings: Mapping[str, Asking],
+    settings: Evaluation,
+    found: Mapping[str, Response],
+) -> dict[str, Response] | None:
+    """Readings and answers about some images, each of which the model reads once; None where it cannot share them, or take one of them."""
+    pictures = {example.image: picture for example, picture in opened if picture is not None}
+    if not pictures:
+        return {}
+    place = {image: number for number, image in enumerate(pictures)}
+    said = {example.id: found.get(example.id, Response()) for example, _ in opened}
+
+    def prompts(asked: Sequence[Example], *, answered: bool) -> tuple[list[int], Batch]:
+        images, questions = [place[e.image] for e in asked], [e.question for e in asked]
+        answers = [e.answers[0] for e in asked] if answered else None
+        return images, encode(vlm, [pictures[e.image] for e in asked], questions, answers)
+
+    try:
+        with torch.no_grad():
+            if (prefix := read_prefix(vlm, list(pictures.values()))) is None:
+                return None
+            if unread := [e for e, _ in opened if askings[e.task].read and said[e.id].reading is None]:
+                images, batch = prompts(unread, answered=True)
+                if not prefix.fits(batch):
+                    return None
+                readings = _readings(unread, *read_continued(vlm, prefix, images, batch))
+                said |= {i: replace(said[i], reading=reading) for i, reading in readings.items()}
+            if unsaid := [e for e, _ in opened if not _is_done(e, askings, settings, said[e.id])]:
+                images, batch = prompts(unsaid, answered=False)
+                if not prefix.fits(batch):
+                    return None
+                answers = generate_continued(vlm, prefix, images, batch, settings.max_new_tokens)
+                said |= {e.id: replace(said[e.id], answer=answer) for e, answer in zip(unsaid, answers, strict=True)}
+    except BadExample:
+        return None
+    return said
+
+
+def _readings(
+    examples: Sequence[Example], nats: Float[Tensor, "batch"], tokens: Int[Tensor, "batch"], likeliest: Bool[Tensor, "batch"]
+) -> dict[str, Reading]:
+    """Raises BadExample where a model finds an answer neither likely nor unlikely."""
+    if not bool(nats.isfinite().all()):
+        raise BadExample(f"the model gives the reference answer {nats.max().item()} nats")
+    read = zip(nats.tolist(), tokens.tolist(), likeliest.tolist(), strict=True)
+    return {example.id: Reading(*values) for example, values in zip(examples, read, strict=True)}
 
 
 def _of_like_length(vlm: VLM, examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
@@ -115,21 +179,15 @@ def _read(vlm: VLM, batch: list[tuple[Example, Image.Image | None]], bad: dict[s
     if not batch:
         return {}
     examples, images = zip(*batch, strict=True)
-    shown = {example.image for example in examples}
-    one_image = len(examples) > len(shown) == 1 and None not in shown
     try:
         encoded = encode(vlm, images, [example.question for example in examples], [example.answers[0] for example in examples])
         with torch.no_grad():
-            nats, tokens, likeliest = read_answers(vlm, encoded, one_image=one_image)
-        if not bool(nats.isfinite().all()):
-            raise BadExample(f"the model gives the reference answer {nats.max().item()} nats")
+            return _readings(examples, *read_answers(vlm, encoded))
     except BadExample as error:
         if len(batch) > 1:
             return {i: reading for one in batch for i, reading in _read(vlm, [one], bad).items()}
         bad[examples[0].id] = str(error)
         return {}
-    read = zip(nats.tolist(), tokens.tolist(), likeliest.tolist(), strict=True)
-    return {example.id: Reading(*values) for example, values in zip(examples, read, strict=True)}
 
 
 def _generated(vlm: VLM, batch: list[tuple[Example, Image.Image | None]], settings: Evaluation, bad: dict[str, str]) -> dict[str, str]:

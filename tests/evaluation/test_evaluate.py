@@ -158,13 +158,26 @@ class Counted:
             return read(vlm, batch, **options)
 
         def generate(vlm, images, questions, tokens):
-            if self.fails_after is not None and self.said >= self.fails_after:
-                raise RuntimeError("killed")
-            self.said += len(images)
+            self.say(len(images))
             return said(vlm, images, questions, tokens)
 
-        monkeypatch.setattr(module, "read_answers", read_answers)
-        monkeypatch.setattr(module, "generate", generate)
+        read_more, say_more = module.read_continued, module.generate_continued
+
+        def read_continued(vlm, prefix, images, batch):
+            self.read += len(images)
+            return read_more(vlm, prefix, images, batch)
+
+        def generate_continued(vlm, prefix, images, batch, tokens):
+            self.say(len(images))
+            return say_more(vlm, prefix, images, batch, tokens)
+
+        for function in (read_answers, generate, read_continued, generate_continued):
+            monkeypatch.setattr(module, function.__name__, function)
+
+    def say(self, number):
+        if self.fails_after is not None and self.said >= self.fails_after:
+            raise RuntimeError("killed")
+        self.said += number
 
 
 def test_what_was_asked_is_not_asked_again(data, tmp_path, monkeypatch):
@@ -190,13 +203,14 @@ def test_a_run_that_was_killed_goes_on_where_it_was(data, tmp_path, monkeypatch)
     model.fails_after = 4
     with pytest.raises(RuntimeError, match="killed"):
         ask(tiny.tiny_vlm(), folder, examples, tmp_path / "kept.sqlite")
-    assert (model.read, model.said) == (len(examples), 4)
+    assert 4 <= model.said < len(examples) - 5
     model.fails_after = None
     heard = []
     resumed, _ = ask(tiny.tiny_vlm(), folder, examples, tmp_path / "kept.sqlite", lambda done, total: heard.append(done))
     closed = whole.filter(pl.col("task") != "caption")
-    assert model.read == len(examples) and model.said == len(closed), "each once"
-    assert resumed.equals(whole) and heard[0] == len(examples) - len(closed) + 4
+    again = SETTINGS.batch_size  # of the batch that was killed
+    assert len(examples) <= model.read <= len(examples) + again and len(closed) <= model.said <= len(closed) + again
+    assert resumed.equals(whole) and 0 < heard[0] < len(examples)
 
 
 def test_what_is_only_to_be_said_is_not_read(data):

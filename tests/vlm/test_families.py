@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import InstructBlipConfig, T5Config
 
-from headwise.likelihood import read_answers
+from headwise.likelihood import read_answers, read_continued
+from headwise.prefix import generate_continued, read_prefix
 from headwise.vlm import FAMILIES, VLM, Batch, encode, generate, load_vlm
 from tests import zoo
 from tests.tiny import image, save
@@ -134,13 +135,27 @@ def test_a_folder_loads_as_the_model_that_was_saved(name: str, tmp_path: Path) -
     torch.testing.assert_close(logits(loaded, theirs), logits(vlm, ours))
 
 
+SHARING = {"fast_vlm", "llava", "smolvlm", "idefics3"}
+"""Of the zoo, whose others have windows that keys slide out of, or do not share at all."""
+
+
 @visual_families
-def test_one_image_read_once_serves_every_question(name: str) -> None:
-    vlm = zoo.vlm(name)
-    batch = encode(vlm, [image(0)] * 3, QUESTIONS[:3], ANSWERS[:3])
+def test_images_read_once_serve_all_their_questions(name: str) -> None:
+    vlm, pictures, of = zoo.vlm(name), [image(k, (96, 96)) for k in range(3)], [0, 0, 1, 2]
+    asked = [pictures[k] for k in of]
     with torch.no_grad():
-        once, again = (read_answers(vlm, batch, one_image=one_image) for one_image in (True, False))
-    torch.testing.assert_close(once[0], again[0], rtol=1e-4, atol=1e-4)
+        prefix = read_prefix(vlm, pictures)
+        assert (prefix is not None) is (name in SHARING)
+        if prefix is None:
+            return
+        batch, prompts = encode(vlm, asked, QUESTIONS[:4], ANSWERS[:4]), encode(vlm, asked, QUESTIONS[:4])
+        assert prefix.fits(batch) and prefix.fits(prompts)
+        for _ in range(2):  # the prefix stays as it is
+            once, again = read_continued(vlm, prefix, of, batch), read_answers(vlm, batch)
+            torch.testing.assert_close(once[0], again[0], rtol=1e-4, atol=1e-4)
+            assert torch.equal(once[1], again[1]) and torch.equal(once[2], again[2])
+            said = generate_continued(vlm, prefix, of, prompts, 6)
+            assert said == [generate(vlm, [one], [question], 6)[0] for one, question in zip(asked, QUESTIONS, strict=False)]
 
 
 @visual_families
