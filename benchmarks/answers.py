@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from headwise.data import DataSource, write_data
-from headwise.evaluation.evaluate import evaluate, own_askings
+from headwise.evaluation.evaluate import evaluate, own_questions
 from headwise.evaluation.responses import Responses
 from headwise.evaluation.settings import Evaluation
 from headwise.examples import CAPTION, Example, open_image, read_examples
@@ -43,7 +43,7 @@ def in_batches(vlm: VLM, folder: Path, examples: list[Example]) -> Answers:
 
 def evaluation(vlm: VLM, folder: Path, examples: list[Example], path: Path | None = None) -> Answers:
     responses = Responses(path, {})
-    answers, _ = evaluate(vlm, folder, examples, own_askings(examples), SETTINGS, responses, lambda _done, _all: None)
+    answers, _ = evaluate(vlm, own_questions(folder, examples), SETTINGS, responses, lambda _done, _all: None)
     return dict(answers.select("example_id", "answer").iter_rows())
 
 

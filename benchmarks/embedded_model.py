@@ -17,7 +17,7 @@ from PIL import Image
 from flows.parameters import COMPOSED, Composed
 from headwise.compositions import SIZE
 from headwise.data import DataSource, write_data
-from headwise.evaluation.evaluate import evaluate, own_askings
+from headwise.evaluation.evaluate import evaluate, own_questions
 from headwise.evaluation.responses import Responses
 from headwise.evaluation.settings import Evaluation
 from headwise.examples import CAPTION, Example, read_examples
@@ -41,7 +41,7 @@ def closed_questions(kind: Composed, number: int, seed: int, folder: Path) -> li
 def right(vlm: VLM, folder: Path, examples: Sequence[Example], name: str) -> pl.DataFrame:
     """Whether each question is answered right, in a column of that name."""
     with progress_bar(f"{folder.name}, {name}") as progress:
-        answers, bad = evaluate(vlm, folder, examples, own_askings(examples), Evaluation(), Responses(None, {}), progress)
+        answers, bad = evaluate(vlm, own_questions(folder, examples), Evaluation(), Responses(None, {}), progress)
     assert not bad, bad
     return answers.select("example_id", pl.col("right").alias(name))
 

@@ -35,7 +35,7 @@ BenchmarkOption = Annotated[
         "--benchmark",
         metavar="NAME[=FOLDER][,FIELD=VALUE]",
         help="A benchmark to ask every model, from the folder of its official files (`pope` and `coco` from the run's own data too); "
-        "repeat it. Fields: images, limit, seed, prompt; see `headwise benchmarks`.",
+        "`lmms-TASK` is a task of lmms-eval; repeat it. Fields: images, limit, seed, prompt; see `headwise benchmarks`.",
     ),
 ]
 RunOption = Annotated[str | None, typer.Option("--run", help="The run's name; the latest one if left out.")]
@@ -62,6 +62,7 @@ def run(
     - `headwise run --data ~/pictures --model ~/models/my-vlm --name mine`
     - `headwise run --set selection.k=6 --set calibration.steps=200`
     - `headwise run --benchmark pope --benchmark gqa=~/gqa,limit=500`
+    - `headwise run --benchmark lmms-mmbench_en_dev,limit=500 --benchmark lmms-mine=~/my-task`
     """
     with plain_errors():
         from flows.arguments import read_arguments
@@ -273,7 +274,11 @@ def leaderboard(
 
 @app.command()
 def benchmarks() -> None:
-    """The benchmarks that Headwise knows: which official files each is read from, and by which protocol it is judged."""
+    """The benchmarks that Headwise reads itself: from which official files, and by which protocol each is judged.
+
+    All others are asked through lmms-eval, as `lmms-TASK`, once `make harness` has installed it; `.harness/bin/lmms-eval tasks list` shows
+    its tasks, and `--benchmark lmms-TASK=FOLDER` asks one that you define.
+    """
     with plain_errors():
         from headwise.benchmarks.registry import BENCHMARKS, OWN
 

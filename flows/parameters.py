@@ -20,6 +20,7 @@ from headwise.calibration.settings import Lora
 from headwise.data import COMPOSED, MASK_FILES, Composed, DataSource, has_masks, photographs
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.statistics import Statistics
+from headwise.harness.request import harness_python
 from headwise.hub import TRANSFORMERS_FILES, commit, weights_digest, weights_folder
 from headwise.masks.settings import Grounding, Masks, Segmentation, files_of, weights_folders
 from headwise.observation import EMBEDDED, Observation
@@ -233,11 +234,22 @@ def located_benchmark(source: Source) -> Source:
     """The source with its folders named from the root. Raises ValueError if one of them is nowhere."""
     if source.images and not Path(source.images).expanduser().is_dir():
         raise ValueError(f"benchmark {source.name}: images = {source.images!r}: no such folder")
+    if source.harnessed:
+        return _located_task(source)
     if not source.path and source.name not in OWN:
         made = " and ".join(OWN)
         raise ValueError(f"benchmark {source.name}: give the folder of its files; from the run's own data only {made} can be made")
     path = _from_root_if_there(source.path) if source.path else ""
     return replace(source, path=path, images=source.images and _from_root(source.images))
+
+
+def _located_task(source: Source) -> Source:
+    harness_python()
+    if source.images or source.prompt is not None:
+        raise ValueError(f"benchmark {source.name}: lmms-eval's tasks bring their own images and prompts")
+    if source.path and not Path(source.path).expanduser().is_dir():
+        raise ValueError(f"benchmark {source.name}: {source.path!r}: no such folder; give the one that defines the task")
+    return replace(source, path=source.path and _from_root(source.path))
 
 
 def mask_weights(masks: Masks) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -149,7 +149,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def write_bad(bad: dict[str, str], folder: Path) -> None:
+def write_bad(bad: Mapping[str, str], folder: Path) -> None:
     """Write `bad.parquet`, sorted by example id."""
     rows = [{"example_id": i, "reason": bad[i]} for i in sorted(bad)]
     write_table(pa.Table.from_pylist(rows, schema=BAD), folder / "bad.parquet", BAD)

@@ -1,17 +1,20 @@
 """What the steps that ask a model share: the model with its adapter, what it said before, and the folder of its answers."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from headwise.evaluation.conditions import library_versions
 from headwise.evaluation.evaluate import evaluate
-from headwise.evaluation.judgement import Asking
+from headwise.evaluation.judgement import Questions
 from headwise.evaluation.responses import Responses
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.table import ANSWERS, ANSWERS_FILE, BASE, METRICS_FILE, metrics
-from headwise.examples import Example, check_bad_share, write_bad
+from headwise.examples import check_bad_share, write_bad
 from headwise.files import new_folder, sha256_tree, write_json, write_manifest, write_table
 from headwise.observation import Observation
 from headwise.vlm import load_vlm, revision
@@ -21,21 +24,20 @@ from tasks.progress import progress_bar
 ADAPTERS = Path("data/adapters")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the manifest says of the questions: the stage, the files that they come from, and more of them. title: of the progress bar."""
+
+    stage: str
+    title: str
+    inputs: Mapping[str, Path | str]
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
 def write_answers(
-    output: Path,
-    observed: Observation,
-    adapter: Path | None,
-    images: Path,
-    examples: Sequence[Example],
-    askings: Mapping[str, Asking],
-    settings: Evaluation,
-    *,
-    stage: str,
-    title: str,
-    inputs: Mapping[str, Path | str],
-    extra: Mapping[str, object],
+    output: Path, observed: Observation, adapter: Path | None, questions: Questions, settings: Evaluation, asked: Asked
 ) -> None:
-    """Ask the model with the adapter, and write answers.parquet, bad.parquet, metrics.json and manifest.json.
+    """Ask the model with the adapter, and write its answers as `save_answers` does.
 
     Raises ValueError if the adapter does not fit the model, or more than `max_bad_share` of the examples is bad.
     """
@@ -44,17 +46,29 @@ def write_answers(
     decided = {**made, "device": vlm.device.type, "max_new_tokens": settings.max_new_tokens}
     kept = os.environ.get(RESPONSES)
     responses = Responses(Path(kept) if kept else None, {**decided, "adapter": sha256_tree(adapter) if adapter else None})
-    with progress_bar(title) as progress:
-        answers, bad = evaluate(vlm, images, examples, askings, settings, responses, progress)
-    check_bad_share(bad, len(examples), settings.max_bad_share)
+    with progress_bar(asked.title) as progress:
+        answers, bad = evaluate(vlm, questions, settings, responses, progress)
+    check_bad_share(bad, len(questions.examples), settings.max_bad_share)
+    save_answers(output, answers, bad, adapter, settings, asked, made)
+
+
+def save_answers(
+    output: Path,
+    answers: pl.DataFrame,
+    bad: Mapping[str, str],
+    adapter: Path | None,
+    settings: Evaluation,
+    asked: Asked,
+    made: Mapping[str, Any],
+) -> None:
+    """Write answers.parquet, bad.parquet, metrics.json and manifest.json. made: the model's revision, its number type, the versions."""
     with new_folder(output) as folder:
         write_table(answers, folder / ANSWERS_FILE, ANSWERS)
         write_bad(bad, folder)
         write_json(metrics(answers), folder / METRICS_FILE)
-        counted: dict[str, Any] = {**made, **extra, "examples": len(examples), "bad": len(bad)}
-        write_manifest(
-            folder, stage=stage, settings=settings, inputs={**inputs, **({"adapter": adapter} if adapter else {})}, extra=counted
-        )
+        counted = {**made, **asked.extra, "examples": len(answers) + len(bad), "bad": len(bad)}
+        inputs = {**asked.inputs, **({"adapter": adapter} if adapter else {})}
+        write_manifest(folder, stage=asked.stage, settings=settings, inputs=inputs, extra=counted)
 
 
 def adapter_of(arm: str) -> Path | None:

@@ -5,20 +5,27 @@ Run it with `python -m tasks.benchmark --name pope --arm top --shard 0`.
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import get_args
 
+import polars as pl
 from pydantic import TypeAdapter
 
 from headwise.benchmarks.benchmark import Source, of_shard
 from headwise.benchmarks.registry import BENCHMARKS, files_digest, read_questions
+from headwise.evaluation.conditions import library_versions
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.table import BASE, CHAMPION
-from headwise.examples import INDEX, OBJECTS_FILE, read_examples
+from headwise.examples import INDEX, OBJECTS_FILE, Example, read_examples
+from headwise.harness.request import IMAGES as ASKED_IMAGES
+from headwise.harness.request import Request, ask_harness
 from headwise.leakage import CALIBRATION, check_leaks, fingerprints, leaks
 from headwise.observation import Observation
 from headwise.selection import Arm
-from tasks.asking import adapter_of, write_answers
+from headwise.vlm import revision
+from tasks.asking import Asked, adapter_of, save_answers, write_answers
 from tasks.command import plain_errors, read_settings, shard_place
 
 IMAGES, OUTPUT = Path("data/images"), Path("data/benchmarks")
@@ -32,48 +39,76 @@ def write_benchmark(
     own: the run's own data. Raises ValueError if the benchmark's files are missing or broken, the shard has no question, or an image of it
     is one to calibrate with.
     """
+    place, number = shard
     found = read_questions(source, own)
-    examples = of_shard(found.examples, *shard)
-    if not examples:
-        few = f"{len(found.examples)} questions are too few for {shard[1]} shards"
+    questions = replace(found, examples=of_shard(found.examples, place, number))
+    if not questions.examples:
+        few = f"{len(found.examples)} questions are too few for {number} shards"
         raise ValueError(f"benchmark {source.name!r}: {few}; set fewer `shards`, or a higher limit")
+    _check_leaks(source, own, questions.images, questions.examples)
+    asked = _asked(source, own, output, shard, {"protocol": BENCHMARKS[source.name].protocol, "questions": len(found.examples)})
+    write_answers(output, observed, adapter, questions, settings, asked)
+
+
+def write_harnessed(
+    source: Source, own: Path, adapter: Path | None, output: Path, observed: Observation, settings: Evaluation, shard: tuple[int, int]
+) -> None:
+    """Write what lmms-eval makes of the answers to every n-th question of its task; shard: the place to begin, n.
+
+    Raises ValueError if lmms-eval fails, does not judge every single question, or asks about an image to calibrate with.
+    """
+    assert source.harnessed is not None
+    request = Request(
+        split=source.name,
+        task=source.harnessed,
+        folder=source.path,
+        model=observed.model,
+        adapter=str(adapter) if adapter else None,
+        dtype=observed.dtype,
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+        limit=source.limit,
+        seed=source.seed,
+        shard=shard[0],
+        num_shards=shard[1],
+    )
+    with TemporaryDirectory() as temporary:
+        found = ask_harness(request, Path(temporary), lambda line: print(line, flush=True))
+        rows = found.answers.filter(pl.col("image") != pl.col("example_id")).iter_rows(named=True)
+        shown = [Example(row["example_id"], row["image"], None, "", (), None, row["task"], source.name) for row in rows]
+        _check_leaks(source, own, Path(temporary) / ASKED_IMAGES, shown)
+    protocol = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    asked = _asked(source, own, output, shard, {"protocol": protocol, "lmms_eval": found.figures})
+    made = {"model": revision(observed.model), "dtype": found.dtype, "versions": library_versions()}
+    save_answers(output, found.answers, {}, adapter, settings, asked, made)
+
+
+def _asked(source: Source, own: Path, output: Path, shard: tuple[int, int], more: dict[str, object]) -> Asked:
+    place, number = shard
+    made_here = not source.path and not source.harnessed
+    inputs = {"index": own / INDEX, "objects": own / OBJECTS_FILE} if made_here else {"files": files_digest(source)}
+    extra = {"source": TypeAdapter(Source).dump_python(source, mode="json"), **more, "shard": place, "shards": number}
+    return Asked("benchmark", f"{source.name}, {output.parent.name}, shard {place}", inputs, extra)
+
+
+def _check_leaks(source: Source, own: Path, folder: Path, examples: Sequence[Example]) -> None:
     if (own / INDEX).is_file():
         calibration = fingerprints(own, [example for example in read_examples(own) if example.split == CALIBRATION])
-        check_leaks(leaks(calibration, fingerprints(found.images, examples), source.min_distance), f"of the benchmark {source.name}")
-    place, number = shard
-    files = {"files": files_digest(source)} if source.path else {"index": own / INDEX, "objects": own / OBJECTS_FILE}
-    write_answers(
-        output,
-        observed,
-        adapter,
-        found.images,
-        examples,
-        found.askings,
-        settings,
-        stage="benchmark",
-        title=f"{source.name}, {output.parent.name}, shard {place}",
-        inputs=files,
-        extra={
-            "source": TypeAdapter(Source).dump_python(source, mode="json"),
-            "protocol": BENCHMARKS[source.name].protocol,
-            "questions": len(found.examples),
-            "shard": place,
-            "shards": number,
-        },
-    )
+        check_leaks(leaks(calibration, fingerprints(folder, examples), source.min_distance), f"of the benchmark {source.name}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Ask the model with the adapter of the arm that the command line names a shard of a benchmark."""
     parser = ArgumentParser(prog="python -m tasks.benchmark", description=__doc__)
-    parser.add_argument("--name", choices=list(BENCHMARKS), required=True)
+    parser.add_argument("--name", required=True, help="one of params.yaml's `benchmarks`")
     parser.add_argument("--arm", choices=[BASE, CHAMPION, *get_args(Arm)], required=True, help=f"whose adapter; {BASE}: none")
     parser.add_argument("--shard", type=int, required=True, help="one of params.yaml's `shards`")
     given = parser.parse_args(arguments)
     source = read_settings(f"benchmarks.{given.name}", Source)
     output = OUTPUT / given.name / given.arm / f"shard={given.shard:02d}"
     observed, settings = read_settings("attention", Observation), read_settings("evaluation", Evaluation)
-    write_benchmark(source, IMAGES, adapter_of(given.arm), output, observed, settings, shard_place(given.shard))
+    write = write_harnessed if source.harnessed else write_benchmark
+    write(source, IMAGES, adapter_of(given.arm), output, observed, settings, shard_place(given.shard))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from headwise.evaluation.evaluate import own_askings
+from headwise.evaluation.evaluate import own_questions
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.table import BASE, CHAMPION
 from headwise.examples import INDEX, Example, read_examples
 from headwise.observation import Observation
 from headwise.selection import Arm
-from tasks.asking import adapter_of, write_answers
+from tasks.asking import Asked, adapter_of, write_answers
 from tasks.command import plain_errors, read_settings
 
 IMAGES, EVALUATIONS = Path("data/images"), Path("data/evaluations")
@@ -20,8 +20,8 @@ IMAGES, EVALUATIONS = Path("data/images"), Path("data/evaluations")
 def write_evaluation(images: Path, adapter: Path | None, output: Path, observed: Observation, settings: Evaluation) -> None:
     """Write the answers to the splits `evaluation` and, where there is one, `forgetting`, as `write_answers` does."""
     examples, inputs = evaluated(images), {"index": images / INDEX}
-    title, askings = f"evaluation, arm {output.name}", own_askings(examples)
-    write_answers(output, observed, adapter, images, examples, askings, settings, stage="evaluation", title=title, inputs=inputs, extra={})
+    asked = Asked("evaluation", f"evaluation, arm {output.name}", inputs)
+    write_answers(output, observed, adapter, own_questions(images, examples), settings, asked)
 
 
 def evaluated(images: Path) -> list[Example]:

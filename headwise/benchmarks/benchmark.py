@@ -11,7 +11,7 @@ import polars as pl
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as settings_class
 
-from headwise.evaluation.judgement import Asking
+from headwise.evaluation.judgement import Questions
 from headwise.examples import Example
 from headwise.leakage import BITS, MIN_DISTANCE
 
@@ -22,31 +22,37 @@ SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 
 Pictured = Literal["vqav2", "gqa", "textvqa", "vizwiz", "scienceqa", "pope", "mme", "coco", "refcoco"]
 Text = Literal["sst2", "mr", "sst5", "subj", "trec", "cb", "boolq", "arc"]
-BenchmarkName = Pictured | Text
+LMMS = "lmms-"
+Harnessed = Annotated[str, Field(pattern=f"^{LMMS}[A-Za-z0-9_-]+$")]
+"""A task of lmms-eval, which asks and judges it."""
+BenchmarkName = Pictured | Text | Harnessed
 
 
 @settings_class(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
 class Source:
     """A benchmark: where its files are, and how much of it is asked."""
 
-    name: Annotated[BenchmarkName, Field(description="which benchmark; pope and coco can also be made from the run's own data")]
+    name: Annotated[
+        BenchmarkName,
+        Field(description=f"which benchmark; pope and coco can also be made from the run's own data; {LMMS}TASK: a task of lmms-eval"),
+    ]
     path: Annotated[
-        str, Field(description="folder with the official files, or a data set's id on the Hugging Face Hub; empty: from the run's own data")
+        str,
+        Field(
+            description="folder with the official files, or a data set's id on the Hugging Face Hub; empty: from the run's own data; for "
+            "lmms-eval the folder that defines the task, empty: one of its own"
+        ),
     ] = ""
     images: Annotated[str, Field(description="folder of the images, where it is another")] = ""
-    limit: Annotated[int, Field(ge=0, description="images at most, drawn by the seed; 0: all")] = 0
+    limit: Annotated[int, Field(ge=0, description="images at most (lmms-eval: questions), drawn by the seed; 0: all")] = 0
     seed: Annotated[int, Field(ge=0, description="seed of the images drawn, and of questions made from the run's own data")] = 0
     min_distance: Annotated[int, Field(ge=0, le=BITS, description="as images.min_distance, for the benchmark's images")] = MIN_DISTANCE
     prompt: Annotated[str | None, Field(description="put behind every question; null: the benchmark's own words")] = None
 
-
-@dataclass(frozen=True)
-class Questions:
-    """A benchmark's examples, how each task's are put, and the folder that their images' names are relative to."""
-
-    examples: Sequence[Example]
-    askings: Mapping[str, Asking]
-    images: Path
+    @property
+    def harnessed(self) -> str | None:
+        """The name of the task in lmms-eval; None where Headwise reads the benchmark itself."""
+        return self.name.removeprefix(LMMS) if self.name.startswith(LMMS) else None
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from headwise.benchmarks.benchmark import Benchmark, Questions, ask, find, image_folder, read_json, read_json_lines
+from headwise.benchmarks.benchmark import Benchmark, ask, find, image_folder, read_json, read_json_lines
 from headwise.evaluation.choices import choice_rule, letter, options_text
-from headwise.evaluation.judgement import Asking
+from headwise.evaluation.judgement import Asking, Questions
 from headwise.examples import Example
 
 CHOICE = Asking(choice_rule)

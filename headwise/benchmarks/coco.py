@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from headwise.benchmarks.benchmark import Benchmark, Questions, ask, find, image_folder, read_json, validate
+from headwise.benchmarks.benchmark import Benchmark, ask, find, image_folder, read_json, validate
 from headwise.evaluation.boxes import box_rule, format_box
 from headwise.evaluation.chair import CHAIR, chair_rule, objects_in, read_synonyms, vocabulary_of
-from headwise.evaluation.judgement import READ_ONLY, Asking
+from headwise.evaluation.judgement import READ_ONLY, Asking, Questions
 from headwise.examples import CAPTION, Example
 
 DESCRIBE = "Describe the image."

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel
 
-from headwise.benchmarks.benchmark import Benchmark, Questions, ask, find, image_folder, read_json_lines
+from headwise.benchmarks.benchmark import Benchmark, ask, find, image_folder, read_json_lines
 from headwise.compositions import article
-from headwise.evaluation.judgement import Asking
+from headwise.evaluation.judgement import Asking, Questions
 from headwise.evaluation.yes_no import COGNITION, PERCEPTION, mme_figures, mme_rule, pope_figures, pope_rule
 from headwise.examples import Example
 

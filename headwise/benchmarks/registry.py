@@ -4,13 +4,13 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from headwise.benchmarks.benchmark import Benchmark, Questions, Source, drawn
+from headwise.benchmarks.benchmark import Benchmark, Source, drawn
 from headwise.benchmarks.choice import ARC, SCIENCEQA
 from headwise.benchmarks.coco import COCO, REFCOCO, chair_examples
 from headwise.benchmarks.hallucination import MME, POPE, SETTINGS, pope_examples
 from headwise.benchmarks.texts import TEXTS
 from headwise.benchmarks.vqa import GQA, TEXTVQA, VIZWIZ, VQAV2
-from headwise.evaluation.judgement import Asking
+from headwise.evaluation.judgement import Asking, Questions
 from headwise.evaluation.yes_no import pope_rule
 from headwise.examples import OBJECTS, OBJECTS_FILE, read_examples
 from headwise.files import read_table
@@ -19,6 +19,8 @@ from headwise.hub import dataset_folder, weights_digest
 BENCHMARKS: dict[str, Benchmark] = {
     one.name: one for one in (VQAV2, GQA, TEXTVQA, VIZWIZ, SCIENCEQA, POPE, MME, COCO, REFCOCO, *TEXTS, ARC)
 }
+TASK_FILES = ("*.yaml", "*.py", "*.json", "*.jsonl", "*.csv", "*.parquet")
+"""What defines a task for lmms-eval, and its questions where they lie beside it."""
 OWN = {"pope": POPE, "coco": COCO}
 """Those that can be made from any data whose objects are known."""
 
@@ -68,6 +70,6 @@ def evaluated_objects(own: Path) -> dict[str, list[str]]:
 
 
 def files_digest(source: Source) -> str:
-    """SHA-256 of the benchmark's files, the images apart; empty for one made from the run's own data."""
-    patterns = [f"**/{pattern}" for pattern in BENCHMARKS[source.name].files]
+    """SHA-256 of the benchmark's files, the images apart; empty for one made from the run's own data, or that lmms-eval has of its own."""
+    patterns = [f"**/{pattern}" for pattern in (TASK_FILES if source.harnessed else BENCHMARKS[source.name].files)]
     return weights_digest(dataset_folder(source.path), patterns) if source.path else ""

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from headwise.benchmarks.benchmark import Benchmark, Questions, ask, find, read_json_lines
-from headwise.evaluation.judgement import Asking
+from headwise.benchmarks.benchmark import Benchmark, ask, find, read_json_lines
+from headwise.evaluation.judgement import Asking, Questions
 from headwise.evaluation.vqa import known_rule
 
 Row = tuple[str, str]

@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from headwise.benchmarks.benchmark import SHORT_ANSWER, Benchmark, Questions, ask, find, image_folder, read_json
-from headwise.evaluation.judgement import Asking
+from headwise.benchmarks.benchmark import SHORT_ANSWER, Benchmark, ask, find, image_folder, read_json
+from headwise.evaluation.judgement import Asking, Questions
 from headwise.evaluation.vqa import exact_rule, vqa_rule
 from headwise.examples import Example
 

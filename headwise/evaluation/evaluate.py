@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from headwise.evaluation.judgement import READ_ONLY, Asking, Judgement, Rule
+from headwise.evaluation.judgement import READ_ONLY, Asking, Judgement, Questions, Rule
 from headwise.evaluation.responses import Reading, Response, Responses
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.table import ANSWERS
@@ -24,13 +24,7 @@ from headwise.vlm import VLM, Batch, encode, generate
 
 
 def evaluate(
-    vlm: VLM,
-    folder: Path,
-    examples: Sequence[Example],
-    askings: Mapping[str, Asking],
-    settings: Evaluation,
-    responses: Responses,
-    progress: Callable[[int, int], object],
+    vlm: VLM, questions: Questions, settings: Evaluation, responses: Responses, progress: Callable[[int, int], object]
 ) -> tuple[pl.DataFrame, dict[str, str]]:
     """The ANSWERS table, sorted by example, and the reason of each bad example.
 
@@ -40,6 +34,7 @@ def evaluate(
     asked again, and each batch is kept there, so that a run that was stopped goes on. The batches that two models generate in may differ,
     and with them the padding and the rounding. `progress` hears how many examples of how many are done.
     """
+    folder, examples, askings = questions.images, questions.examples, questions.askings
     bad = {e.id: "no reference answer" for e in examples if askings[e.task].read and not e.answers}
     found = responses.find(folder, examples)
 
@@ -77,10 +72,11 @@ def evaluate(
     return _table([e for e in examples if e.id not in bad], found, askings, settings), bad
 
 
-def own_askings(examples: Sequence[Example]) -> dict[str, Asking]:
-    """How the tasks of a user's own data and of the embedded data are put: captions are read, all else has few possible answers."""
+def own_questions(folder: Path, examples: Sequence[Example]) -> Questions:
+    """Examples of a user's own data or of the embedded data: captions are read, all else has few possible answers."""
     tasks = {example.task: [one for one in examples if one.task == example.task] for example in {e.task: e for e in examples}.values()}
-    return {task: READ_ONLY if task == CAPTION else Asking(known_rule(own)) for task, own in tasks.items()}
+    askings = {task: READ_ONLY if task == CAPTION else Asking(known_rule(own)) for task, own in tasks.items()}
+    return Questions(examples, askings, folder)
 
 
 def _is_done(example: Example, askings: Mapping[str, Asking], settings: Evaluation, response: Response) -> bool:

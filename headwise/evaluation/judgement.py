@@ -1,7 +1,8 @@
 """How an answer is judged: what every rule gives, and what a task says about how its questions are put."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from headwise.examples import Example
 
@@ -35,3 +36,12 @@ class Asking:
 
 
 READ_ONLY = Asking(rule=None)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a model is asked: the examples, how each task's are put, and the folder that their images' names are relative to."""
+
+    examples: Sequence[Example]
+    askings: Mapping[str, Asking]
+    images: Path

@@ -10,8 +10,9 @@ from typing import get_args
 
 import pytest
 
-from headwise.benchmarks.benchmark import Pictured, Questions, Source, Text, drawn, of_shard
+from headwise.benchmarks.benchmark import Pictured, Source, Text, drawn, of_shard
 from headwise.benchmarks.registry import BENCHMARKS, files_digest, read_questions
+from headwise.evaluation.judgement import Questions
 from headwise.examples import Example, open_image
 from tests.benchmarks.official import WRITERS
 

@@ -1,14 +1,15 @@
 """Evaluation of tiny real models on a data set in a folder."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
 
 from headwise.evaluation.boxes import box_rule
-from headwise.evaluation.evaluate import evaluate, own_askings
-from headwise.evaluation.judgement import Asking
+from headwise.evaluation.evaluate import evaluate, own_questions
+from headwise.evaluation.judgement import Asking, Questions
 from headwise.evaluation.responses import Responses
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.vqa import normalise
@@ -25,7 +26,7 @@ def ignore(done: int, total: int) -> None:
 
 
 def ask(vlm, folder, examples, path=None, progress=ignore, settings=SETTINGS, adapter=None):
-    return evaluate(vlm, folder, examples, own_askings(examples), settings, Responses(path, {"adapter": adapter}), progress)
+    return evaluate(vlm, own_questions(folder, examples), settings, Responses(path, {"adapter": adapter}), progress)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_greedy_answers_of_a_padded_batch_are_the_likeliest_tokens_step_by_step(
 
 def test_valid_means_a_known_answer_of_the_same_task(data):
     _, examples = data
-    asking = own_askings([*examples, replace(examples[1], id="x", answers=("The Two",))])
+    asking = own_questions(Path(), [*examples, replace(examples[1], id="x", answers=("The Two",))]).askings
     assert asking["caption"].rule is None
     judged = {answer: asking["colour"].rule(answer, examples[1]).valid for answer in ("red", "Blue.", "two", "1", "purple", "")}
     assert judged == {"red": True, "Blue.": True, "two": True, "1": False, "purple": False, "": False}
@@ -218,7 +219,7 @@ def test_what_is_only_to_be_said_is_not_read(data):
     boxes = [replace(e, id=f"{e.id}-box", task="box", answers=("[0.1, 0.2, 0.5, 0.6]",)) for e in examples[:3]]
     empty = replace(boxes[0], id="none", answers=())
     askings = {"box": Asking(lambda answer, example: box_rule(answer, boxes[0]), read=False)}
-    answers, bad = evaluate(tiny.tiny_vlm(), folder, [*boxes, empty], askings, SETTINGS, Responses(None, {}), ignore)
+    answers, bad = evaluate(tiny.tiny_vlm(), Questions([*boxes, empty], askings, folder), SETTINGS, Responses(None, {}), ignore)
     assert not bad and len(answers) == 4, "what is not read needs no reference"
     assert answers["nats"].null_count() == answers["tokens"].null_count() == 4
     assert answers["whole"].to_list() == [1.0] * 4 and not answers["valid"].any()

@@ -1,0 +1,101 @@
+"""What is asked of lmms-eval, where its environment is, and its answers read back example by example."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from headwise.evaluation.table import ANSWERS
+
+SAMPLES, RESULTS, IMAGES = "samples.json", "results.json", "images"
+"""What the harness leaves in its output folder: the answers one by one, its own figures, each image once, named by its digest."""
+ERROR = re.compile(r"[A-Za-z_.]+(Error|Exception): ")
+HARNESS = "HEADWISE_HARNESS"
+"""The variable that names the environment's folder; `.harness` beside the one that runs where it is not set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A shard of a task of lmms-eval and the model that it is for.
+
+    split: what the answers are called. folder: where the task is defined, empty for lmms-eval's own. limit: documents at most, drawn by
+    the seed; 0: all. shard, num_shards: every `num_shards`-th of them, from which one. max_new_tokens: where the task does not say.
+    """
+
+    split: str
+    task: str
+    folder: str
+    model: str
+    adapter: str | None
+    dtype: str
+    batch_size: int
+    max_new_tokens: int
+    limit: int
+    seed: int
+    shard: int
+    num_shards: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """The ANSWERS table, sorted by example, what lmms-eval makes of them, its version with those of the tasks, the model's number type."""
+
+    answers: pl.DataFrame
+    figures: dict[str, Any]
+    versions: dict[str, str]
+    dtype: str
+
+
+def harness_python() -> Path:
+    """The interpreter of the harness's environment. Raises ValueError saying how it is made where there is none."""
+    folder = Path(os.environ.get(HARNESS) or Path(sys.prefix).parent / ".harness")
+    python = folder / "bin" / "python"
+    if not python.is_file():
+        raise ValueError(f"{folder}: lmms-eval has no environment here yet; `make harness` builds it")
+    return python
+
+
+def ask_harness(request: Request, output: Path, log: Callable[[str], object]) -> Found:
+    """Run the request in the harness's environment; its images and files are left in `output`, its lines handed to `log`.
+
+    Raises ValueError with its first error if it failed.
+    """
+    command = [str(harness_python()), "-m", "headwise.harness.run", json.dumps(asdict(request)), str(output)]
+    lines: list[str] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            log(lines[-1])
+    if process.returncode:
+        errors = [line for line in lines if ERROR.match(line)] or [line for line in lines if line]  # the first one caused the others
+        raise ValueError(f"lmms-eval failed at {request.task}: {(errors or ['no word'])[0].removeprefix('ValueError: ')}")
+    samples, results = (json.loads((output / name).read_text(encoding="utf-8")) for name in (SAMPLES, RESULTS))
+    return Found(_table(request, samples), **results)
+
+
+def _table(request: Request, samples: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    """Raises ValueError unless every sample has a figure in [0, 1]."""
+    rows = [_row(request, sample) for sample in samples]
+    table = pl.from_arrow(pa.Table.from_pylist(sorted(rows, key=lambda row: row["example_id"]), schema=ANSWERS))
+    assert isinstance(table, pl.DataFrame)
+    return table
+
+
+def _row(request: Request, sample: dict[str, Any]) -> dict[str, Any]:
+    example_id, right = f"{request.split}/{sample['task']}/{sample['document']}", sample["right"]
+    if right is None or not 0 <= right <= 1:
+        what = f"{sample['metric']} is {right}" if right is not None else f"none of {', '.join(sample['metrics'])} is a number"
+        raise ValueError(f"{example_id}: {what}, and only figures of single examples in [0, 1] can be compared")
+    said = {"answer": sample["answer"], "right": right, "valid": bool(sample["answer"].strip())}
+    unread = dict.fromkeys(("nats", "tokens", "part", "whole"))
+    who = {"example_id": example_id, "image": sample["image"] or example_id, "split": request.split, "task": sample["task"]}
+    return {**who, **said, **unread}
