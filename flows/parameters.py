@@ -237,7 +237,7 @@ def located_benchmark(source: Source) -> Source:
     if source.harnessed:
         return _located_task(source)
     if not source.path and source.name not in OWN:
-        made = " and ".join(OWN)
+        made = ", ".join(OWN)
         raise ValueError(f"benchmark {source.name}: give the folder of its files; from the run's own data only {made} can be made")
     path = _from_root_if_there(source.path) if source.path else ""
     return replace(source, path=path, images=source.images and _from_root(source.images))

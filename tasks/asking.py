@@ -1,7 +1,7 @@
 """What the steps that ask a model share: the model with its adapter, what it said before, and the folder of its answers."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from headwise.evaluation.table import ANSWERS, ANSWERS_FILE, BASE, METRICS_FILE,
 from headwise.examples import check_bad_share, write_bad
 from headwise.files import new_folder, sha256_tree, write_json, write_manifest, write_table
 from headwise.observation import Observation
-from headwise.vlm import load_vlm, revision
+from headwise.vlm import VLM, load_vlm, revision
 from tasks.command import RESPONSES
 from tasks.progress import progress_bar
 
+Answer = Callable[[VLM, Questions, Evaluation, Responses, Callable[[int, int], object]], tuple[pl.DataFrame, dict[str, str]]]
+"""Gives the ANSWERS table and the reasons of the bad examples."""
 ADAPTERS = Path("data/adapters")
 
 
@@ -35,19 +37,25 @@ class Asked:
 
 
 def write_answers(
-    output: Path, observed: Observation, adapter: Path | None, questions: Questions, settings: Evaluation, asked: Asked
+    output: Path,
+    observed: Observation,
+    adapter: Path | None,
+    questions: Questions,
+    settings: Evaluation,
+    asked: Asked,
+    answer: Answer = evaluate,
 ) -> None:
-    """Ask the model with the adapter, and write its answers as `save_answers` does.
+    """Ask the model with the adapter, by `answer`, and write its answers as `save_answers` does.
 
     Raises ValueError if the adapter does not fit the model, or more than `max_bad_share` of the examples is bad.
     """
     vlm = load_vlm(observed.model, adapter=adapter, dtype=observed.dtype)
-    made = {"model": revision(observed.model), "dtype": str(vlm.dtype), "versions": library_versions()}
+    made: dict[str, Any] = {"model": revision(observed.model), "dtype": str(vlm.dtype), "versions": library_versions()}
     decided = {**made, "device": vlm.device.type, "max_new_tokens": settings.max_new_tokens}
     kept = os.environ.get(RESPONSES)
     responses = Responses(Path(kept) if kept else None, {**decided, "adapter": sha256_tree(adapter) if adapter else None})
     with progress_bar(asked.title) as progress:
-        answers, bad = evaluate(vlm, questions, settings, responses, progress)
+        answers, bad = answer(vlm, questions, settings, responses, progress)
     check_bad_share(bad, len(questions.examples), settings.max_bad_share)
     save_answers(output, answers, bad, adapter, settings, asked, made)
 

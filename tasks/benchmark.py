@@ -4,8 +4,9 @@ Run it with `python -m tasks.benchmark --name pope --arm top --shard 0`.
 """
 
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import get_args
@@ -13,9 +14,14 @@ from typing import get_args
 import polars as pl
 from pydantic import TypeAdapter
 
+from headwise.attention.proof import proved
 from headwise.benchmarks.benchmark import Source, of_shard
 from headwise.benchmarks.registry import BENCHMARKS, files_digest, read_questions
 from headwise.evaluation.conditions import library_versions
+from headwise.evaluation.evaluate import evaluate
+from headwise.evaluation.grounding import ground
+from headwise.evaluation.judgement import Questions
+from headwise.evaluation.responses import Responses
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.table import BASE, CHAMPION
 from headwise.examples import INDEX, OBJECTS_FILE, Example, read_examples
@@ -24,7 +30,7 @@ from headwise.harness.request import Request, ask_harness
 from headwise.leakage import CALIBRATION, check_leaks, fingerprints, leaks
 from headwise.observation import Observation
 from headwise.selection import Arm
-from headwise.vlm import revision
+from headwise.vlm import VLM, revision
 from tasks.asking import Asked, adapter_of, save_answers, write_answers
 from tasks.command import plain_errors, read_settings, shard_place
 
@@ -34,7 +40,7 @@ IMAGES, OUTPUT = Path("data/images"), Path("data/benchmarks")
 def write_benchmark(
     source: Source, own: Path, adapter: Path | None, output: Path, observed: Observation, settings: Evaluation, shard: tuple[int, int]
 ) -> None:
-    """Write the answers to the questions about every n-th image of the benchmark, as `write_answers` does; shard: the place to begin, n.
+    """Write the answers to the questions about every n-th image of the benchmark, or where the model looks; shard: the place to begin, n.
 
     own: the run's own data. Raises ValueError if the benchmark's files are missing or broken, the shard has no question, or an image of it
     is one to calibrate with.
@@ -47,7 +53,7 @@ def write_benchmark(
         raise ValueError(f"benchmark {source.name!r}: {few}; set fewer `shards`, or a higher limit")
     _check_leaks(source, own, questions.images, questions.examples)
     asked = _asked(source, own, output, shard, {"protocol": BENCHMARKS[source.name].protocol, "questions": len(found.examples)})
-    write_answers(output, observed, adapter, questions, settings, asked)
+    write_answers(output, observed, adapter, questions, settings, asked, partial(_look, observed.model) if questions.mask else evaluate)
 
 
 def write_harnessed(
@@ -81,6 +87,14 @@ def write_harnessed(
     asked = _asked(source, own, output, shard, {"protocol": protocol, "lmms_eval": found.figures})
     made = {"model": revision(observed.model), "dtype": found.dtype, "versions": library_versions()}
     save_answers(output, found.answers, {}, adapter, settings, asked, made)
+
+
+def _look(
+    model: str, vlm: VLM, questions: Questions, settings: Evaluation, _: Responses, progress: Callable[[int, int], object]
+) -> tuple[pl.DataFrame, dict[str, str]]:
+    figures = proved(vlm, revision(model))
+    print("proved:", ", ".join(f"{name} {figure:.1e}" for name, figure in figures.items()), flush=True)
+    return ground(vlm, questions, settings, progress)
 
 
 def _asked(source: Source, own: Path, output: Path, shard: tuple[int, int], more: dict[str, object]) -> Asked:

@@ -20,7 +20,7 @@ SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 """What LLaVA's evaluations, and lmms-eval's after them, put behind a question with a short answer."""
 
 
-Pictured = Literal["vqav2", "gqa", "textvqa", "vizwiz", "scienceqa", "pope", "mme", "coco", "refcoco"]
+Pictured = Literal["vqav2", "gqa", "textvqa", "vizwiz", "scienceqa", "pope", "mme", "coco", "refcoco", "grounding"]
 Text = Literal["sst2", "mr", "sst5", "subj", "trec", "cb", "boolq", "arc"]
 LMMS = "lmms-"
 Harnessed = Annotated[str, Field(pattern=f"^{LMMS}[A-Za-z0-9_-]+$")]
@@ -34,7 +34,10 @@ class Source:
 
     name: Annotated[
         BenchmarkName,
-        Field(description=f"which benchmark; pope and coco can also be made from the run's own data; {LMMS}TASK: a task of lmms-eval"),
+        Field(
+            description="which benchmark; pope, coco and grounding can also be made from the run's own data; "
+            f"{LMMS}TASK: a task of lmms-eval"
+        ),
     ]
     path: Annotated[
         str,

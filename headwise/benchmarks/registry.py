@@ -7,6 +7,7 @@ from pathlib import Path
 from headwise.benchmarks.benchmark import Benchmark, Source, drawn
 from headwise.benchmarks.choice import ARC, SCIENCEQA
 from headwise.benchmarks.coco import COCO, REFCOCO, chair_examples
+from headwise.benchmarks.grounding import GROUNDING, own_grounding
 from headwise.benchmarks.hallucination import MME, POPE, SETTINGS, pope_examples
 from headwise.benchmarks.texts import TEXTS
 from headwise.benchmarks.vqa import GQA, TEXTVQA, VIZWIZ, VQAV2
@@ -17,11 +18,11 @@ from headwise.files import read_table
 from headwise.hub import dataset_folder, weights_digest
 
 BENCHMARKS: dict[str, Benchmark] = {
-    one.name: one for one in (VQAV2, GQA, TEXTVQA, VIZWIZ, SCIENCEQA, POPE, MME, COCO, REFCOCO, *TEXTS, ARC)
+    one.name: one for one in (VQAV2, GQA, TEXTVQA, VIZWIZ, SCIENCEQA, POPE, MME, COCO, REFCOCO, GROUNDING, *TEXTS, ARC)
 }
 TASK_FILES = ("*.yaml", "*.py", "*.json", "*.jsonl", "*.csv", "*.parquet")
 """What defines a task for lmms-eval, and its questions where they lie beside it."""
-OWN = {"pope": POPE, "coco": COCO}
+OWN = {"pope": POPE, "coco": COCO, "grounding": GROUNDING}
 """Those that can be made from any data whose objects are known."""
 
 
@@ -50,8 +51,10 @@ def read_questions(source: Source, own: Path) -> Questions:
 
 def _own_questions(benchmark: Benchmark, source: Source, own: Path, prompt: str) -> Questions:
     if benchmark.name not in OWN:
-        made = " and ".join(OWN)
+        made = ", ".join(OWN)
         raise ValueError(f"benchmark {benchmark.name}: no folder of its files; from the run's own data only {made} can be made")
+    if benchmark is GROUNDING:
+        return own_grounding(own)
     objects = evaluated_objects(own)
     if benchmark is POPE:
         return Questions(pope_examples(objects, source.seed, prompt), dict.fromkeys(SETTINGS, Asking(pope_rule)), own)

@@ -4,6 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image
+
 from headwise.examples import Example
 
 
@@ -38,10 +42,18 @@ class Asking:
 READ_ONLY = Asking(rule=None)
 
 
+ObjectMask = Callable[[Example, Image.Image], Bool[np.ndarray, "height width"]]
+"""The pixels of the object that an example is about. Raises BadExample if they are not known."""
+
+
 @dataclass(frozen=True)
 class Questions:
-    """What a model is asked: the examples, how each task's are put, and the folder that their images' names are relative to."""
+    """What a model is asked: the examples, how each task's are put, and the folder that their images' names are relative to.
+
+    mask: given where the question is what the model looks at while it reads the reference.
+    """
 
     examples: Sequence[Example]
     askings: Mapping[str, Asking]
     images: Path
+    mask: ObjectMask | None = None

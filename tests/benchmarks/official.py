@@ -156,6 +156,10 @@ def coco(folder: Path) -> None:
         picture(folder / f"val2014/{image['file_name']}")
 
 
+def grounding(folder: Path) -> None:
+    refcoco(folder)
+
+
 def refcoco(folder: Path) -> None:
     image = {"id": 7, "file_name": "COCO_train2014_000000000007.jpg", "width": 80, "height": 60}
     instance = {"id": 70, "image_id": 7, "category_id": 1, "bbox": [8, 6, 40, 30], "area": 1200, "iscrowd": 0}
@@ -215,5 +219,24 @@ def arc(folder: Path) -> None:
 
 WRITERS: dict[str, Callable[[Path], None]] = {
     function.__name__: function
-    for function in (vqav2, gqa, textvqa, vizwiz, scienceqa, pope, mme, coco, refcoco, sst2, mr, subj, sst5, trec, cb, boolq, arc)
+    for function in (
+        vqav2,
+        gqa,
+        textvqa,
+        vizwiz,
+        scienceqa,
+        pope,
+        mme,
+        coco,
+        refcoco,
+        grounding,
+        sst2,
+        mr,
+        subj,
+        sst5,
+        trec,
+        cb,
+        boolq,
+        arc,
+    )
 }

@@ -201,5 +201,7 @@ def test_folders_that_are_nowhere_are_named(tmp_path: Path) -> None:
     WRITERS["gqa"](tmp_path)
     with pytest.raises(ValueError, match=r"images = .*: no such folder"):
         read("gqa", tmp_path, images=str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="benchmark gqa: no folder of its files; from the run's own data only pope and coco can be made"):
+    with pytest.raises(
+        ValueError, match="benchmark gqa: no folder of its files; from the run's own data only pope, coco, grounding can be made"
+    ):
         read_questions(replace(Source(name="gqa"), path=""), tmp_path)
