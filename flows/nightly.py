@@ -1,6 +1,6 @@
 """The nightly flow: from images to a promoted adapter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -193,6 +193,14 @@ def _against_champion(pipeline: Pipeline, settings: Night, candidate: Adapter, c
         return Rival([Verdict(False, f"{so_far} cannot be compared ({error})")], asked=False)
 
 
+def _figures(arm: str, comparisons: Sequence[Comparison]) -> Iterator[tuple[str, float]]:
+    """What MLflow draws over the nights: of each headline the level and its change from the uncalibrated model."""
+    for each in comparisons:
+        if each.task is None:
+            yield f"{arm}.{each.split}.{each.metric}", each.after
+            yield f"{arm}.{each.split}.{each.metric}.effect", each.effect
+
+
 def _publish_heat_map(folder: Path, arm: str) -> None:
     selection = read_selection(folder / "data" / "selections" / arm / SELECTION_FILE)
     publish_heat_map(folder / "data" / "scores", selection.criterion.statistic, selection.layers)
@@ -208,7 +216,8 @@ def _write_report(pipeline: Pipeline) -> None:
 
 
 def _record(pipeline: Pipeline, comparisons: Mapping[str, Sequence[Comparison]], sentence: str) -> None:
-    """The verdict in Prefect and MLflow, and the lineage that it stands in."""
+    """The verdict in Prefect and MLflow with every arm's figures, and the lineage that it stands in."""
+    pipeline.record.metrics({name: value for arm, own in comparisons.items() for name, value in _figures(arm, own)})
     publish_verdict(sentence, comparisons)
     pipeline.record.file(pipeline.workspace.folder / LINEAGE)
     pipeline.record.tags({"verdict": sentence, "recomputed": ", ".join(pipeline.recomputed) or "nothing"})

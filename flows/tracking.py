@@ -65,6 +65,13 @@ class Record:
         dataset = Dataset(name="images", digest=digest, source_type="dvc", source=DATA)
         self.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "input")])])
 
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """Metrics of the parent run."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.run_id, metrics=[Metric(_name(key), value, now, 0) for key, value in values.items()])
+
     def tags(self, values: Mapping[str, str]) -> None:
         """Tags of the parent run."""
         from mlflow.entities import RunTag

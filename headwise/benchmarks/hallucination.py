@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import polars as pl
 from pydantic import BaseModel
 
 from headwise.benchmarks.benchmark import Benchmark, ask, find, image_folder, read_json_lines
@@ -95,6 +96,12 @@ def read_mme(folder: Path, images: Path, prompt: str) -> Questions:
     return Questions(examples, dict.fromkeys({example.task for example in examples}, Asking(mme_rule)), images)
 
 
+def pope_by_setting(answers: pl.DataFrame) -> dict[str, float | None]:
+    """`pope_figures` of each setting, as POPE's authors report them."""
+    settings = sorted(answers.group_by("task"), key=lambda group: str(group[0][0]))
+    return {f"{setting}, {name}": figure for (setting,), rows in settings for name, figure in pope_figures(rows).items()}
+
+
 def _picture(folder: Path, stem: str) -> Path:
     return find(folder, *(f"{stem}.{ending}" for ending in ("jpg", "png", "jpeg")))
 
@@ -104,7 +111,7 @@ POPE = Benchmark(
     "POPE (Li et al. 2023): no where the first sentence has No, no or not, else yes; per setting; version 1",
     tuple(f"*pope_{setting}.json" for setting in SETTINGS),
     read_pope,
-    figures=pope_figures,
+    figures=pope_by_setting,
 )
 MME = Benchmark(
     "mme",

@@ -4,6 +4,8 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
+
 from headwise.benchmarks.benchmark import Benchmark, Source, drawn
 from headwise.benchmarks.choice import ARC, SCIENCEQA
 from headwise.benchmarks.coco import COCO, REFCOCO, chair_examples
@@ -70,6 +72,15 @@ def evaluated_objects(own: Path) -> dict[str, list[str]]:
         objects[image].append(phrase)
     evaluated = sorted({example.image for example in read_examples(own, "evaluation") if example.image})
     return {image: objects[image] for image in evaluated if image in objects}
+
+
+def authors_figures(split: str, answers: pl.DataFrame) -> dict[str, float | None]:
+    """What a benchmark's authors report beside the mean of `right`, from all of its answers; empty where there is nothing of the kind.
+
+    Raises ValueError where the answers are not enough for them.
+    """
+    figures = BENCHMARKS[split].figures if split in BENCHMARKS else None
+    return dict(figures(answers)) if figures else {}
 
 
 def files_digest(source: Source) -> str:

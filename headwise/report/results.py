@@ -1,16 +1,19 @@
 """Before and after: every calibrated model against the uncalibrated one, as rows of the page's tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 import yaml
 from pydantic import TypeAdapter
 
+from headwise.benchmarks.registry import BENCHMARKS, authors_figures
 from headwise.evaluation.compare import FORGETTING, SCALES, Comparison, Metric, compare
 from headwise.evaluation.conditions import conditions
 from headwise.evaluation.statistics import Statistics
 from headwise.evaluation.table import BASE, answer_folders, read_answers
+from headwise.report.records import Table, number
 
 ORDER = ("top", "bottom", "random", "all")
 TITLES = {"evaluation": "Evaluation: held-out examples of the same data", FORGETTING: "Forgetting probe: what was not calibrated"}
@@ -18,7 +21,7 @@ NOTES = {FORGETTING: "The loss that an interval on the forgetting probe still le
 MEASURES: dict[Metric, tuple[str, str]] = {
     "accuracy": ("Accuracy", "questions"),
     "perplexity": ("Caption perplexity", "captions"),
-    "iou": ("Mean IoU of boxes", "questions"),
+    "iou": ("Mean IoU", "questions"),
     "hallucination": ("Hallucinated of all mentioned objects (CHAIR_i)", "descriptions"),
 }
 Compared = list[tuple[str, Comparison]]
@@ -39,6 +42,7 @@ class ArmRow:
     change: str
     interval: str
     p_holm: str
+    p_not_worse: str
     detectable: str
     verdict: str
     mark: str
@@ -59,10 +63,13 @@ class Measure:
 
 @dataclass(frozen=True)
 class SplitResults:
-    """The measures of one split, headlines before tasks; the note says what its verdicts mean where they are not plain."""
+    """The measures of one split, headlines before tasks; what is counted beside them, a column per model; and a note of what verdicts or a
+    benchmark's figures mean.
+    """
 
     title: str
     measures: tuple[Measure, ...]
+    beside: Table | None
     note: str
 
 
@@ -94,7 +101,8 @@ def read_results(data: Path, statistics: Statistics) -> Results:
     same = [arm for arm in arms if _conditions(data, arm) == expected and set(answers[arm]["example_id"]) == ids]
     rows = [(arm, comparison) for arm in same for comparison in compare(base, answers[arm], statistics)]
     splits = list(dict.fromkeys(comparison.split for _, comparison in rows))
-    compared = tuple(_split_results(split, [row for row in rows if row[1].split == split]) for split in splits)
+    models = {BASE: base, **{arm: answers[arm] for arm in same}}
+    compared = tuple(_split_results(split, [row for row in rows if row[1].split == split], models) for split in splits)
     return Results(compared, tuple(arm for arm in arms if arm not in same))
 
 
@@ -108,14 +116,33 @@ def read_statistics(params: Path) -> Statistics:
     return TypeAdapter(Statistics).validate_python((content or {}).get("statistics", {}))
 
 
-def _split_results(split: str, rows: Compared) -> SplitResults:
+def _split_results(split: str, rows: Compared, models: Mapping[str, pl.DataFrame]) -> SplitResults:
     """The comparisons turned, so that the arms of a measure stand beneath each other."""
+    note = NOTES.get(split, BENCHMARKS[split].protocol if split in BENCHMARKS else "")
     groups: dict[tuple[str, str | None], Compared] = {}
     for arm, comparison in rows:
         groups.setdefault((comparison.metric, comparison.task), []).append((arm, comparison))
     reach = {metric: max(_reach(comparison) for _, comparison in rows if comparison.metric == metric) for metric, _ in groups}
     measures = tuple(_measure(group, reach[metric]) for (metric, _), group in groups.items())
-    return SplitResults(TITLES.get(split, split), measures, NOTES.get(split, ""))
+    try:
+        beside = _beside(split, {arm: answers.filter(pl.col("split") == split) for arm, answers in models.items()})
+    except ValueError as error:
+        beside, note = None, f"{note}. {error}"
+    return SplitResults(TITLES.get(split, split), measures, beside, note)
+
+
+def _beside(split: str, models: Mapping[str, pl.DataFrame]) -> Table | None:
+    """The share of answers of the form asked for, and what a benchmark's authors report; None where nothing was answered."""
+    answered = {arm: answers.drop_nulls("right") for arm, answers in models.items()}
+    if any(answers.is_empty() for answers in answered.values()):
+        return None
+    figures = {arm: {"valid answers": _share(own["valid"]), **authors_figures(split, own)} for arm, own in answered.items()}
+    rows = tuple((name, *(number(figures[arm].get(name)) for arm in figures)) for name in figures[BASE])
+    return Table("Beside the accuracy", ("", *figures), rows)
+
+
+def _share(values: pl.Series) -> float:
+    return float(values.cast(pl.Float64).to_numpy().mean())
 
 
 def _reach(comparison: Comparison) -> float:
@@ -141,7 +168,8 @@ def _arm_row(arm: str, comparison: Comparison, reach: float) -> ArmRow:
         after=level(comparison, comparison.after),
         change=f"{change(comparison, comparison.effect)} {unit}",
         interval=f"{change(comparison, comparison.low)} to {change(comparison, comparison.high)}",
-        p_holm="< 0.001" if comparison.p_holm < 0.001 else f"{comparison.p_holm:.3f}",
+        p_holm=_p_value(comparison.p_holm),
+        p_not_worse=_p_value(comparison.p_not_worse),
         detectable=f"{change(comparison, comparison.detectable)} {unit}",
         verdict=comparison.verdict,
         mark=comparison.verdict if comparison.gain or comparison.loss else "unclear",
@@ -149,6 +177,10 @@ def _arm_row(arm: str, comparison: Comparison, reach: float) -> ArmRow:
         point=point,
         high=high,
     )
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def level(comparison: Comparison, value: float) -> str:

@@ -15,6 +15,7 @@ from headwise.files import MANIFEST, read_json, write_json, write_table
 from headwise.report.results import Results, change, read_results, read_statistics, sort_arms
 from tests.report.html_page import read_page
 
+EMPTY = pl.DataFrame(ANSWERS.empty_table())
 FEW = Statistics(bootstrap=200, sign_flips=200)
 
 
@@ -109,3 +110,41 @@ def arms(evaluations: Path) -> set[str]:
 def test_without_parameters_the_statistics_are_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("shards: [0]\n", encoding="utf-8")
     assert read_statistics(tmp_path / "params.yaml") == read_statistics(tmp_path / "nowhere") == Statistics()
+
+
+def asked(arm: str, name: str, said: dict[tuple[str, str], list[tuple[str, float]]]) -> pl.DataFrame:
+    """From (image, task) to the answers there and whether they are right; an answer without a word is not valid."""
+    rows = [
+        {"example_id": f"{name}-{image}-{task}-{k}", "image": image, "split": name, "task": task, "answer": answer, "right": right}
+        for (image, task), answers in said.items()
+        for k, (answer, right) in enumerate(answers)
+    ]
+    unread = {"nats": None, "tokens": None, "part": None, "whole": None}
+    return pl.DataFrame([{**row, "valid": bool(row["answer"]), **unread} for row in rows], schema=EMPTY.schema)
+
+
+def with_benchmark(workspace: Path, out: Path, name: str, models: dict[str, pl.DataFrame]) -> Results:
+    shutil.copytree(workspace / "data/evaluations", out / "data/evaluations")
+    for arm, answers in models.items():
+        folder = out / "data/benchmarks" / name / arm / "shard=00"
+        folder.mkdir(parents=True)
+        write_table(answers.to_arrow().cast(ANSWERS), folder / "answers.parquet", ANSWERS)
+    return read_results(out / "data", FEW)
+
+
+def test_a_benchmark_shows_its_authors_figures_and_the_valid_answers_of_every_model(workspace: Path, tmp_path: Path) -> None:
+    base = {("a", "random"): [("yes", 1.0), ("yes", 0.0)], ("b", "random"): [("", 0.0), ("no", 1.0)]}
+    better = {("a", "random"): [("yes", 1.0), ("no", 1.0)], ("b", "random"): [("yes", 1.0), ("no", 1.0)]}
+    models = {arm: asked(arm, "pope", better if arm == "top" else base) for arm in ("base", "top", "bottom")}
+    (pope,) = (split for split in with_benchmark(workspace, tmp_path, "pope", models).splits if split.title == "pope")
+    assert pope.beside is not None and pope.beside.columns == ("", "base", "top", "bottom")
+    rows = {row[0]: row[1:] for row in pope.beside.rows}
+    assert rows["valid answers"] == ("0.75", "1", "0.75")
+    assert rows["random, precision"] == ("0.3333", "1", "0.3333"), "yes, yes and, of neither word, yes again; one of them right"
+    assert rows["random, f1"] == ("0.5", "1", "0.5") and "POPE (Li et al. 2023)" in pope.note
+
+
+def test_figures_that_the_answers_are_not_enough_for_are_told_and_not_shown(workspace: Path, tmp_path: Path) -> None:
+    models = {arm: asked(arm, "mme", {("a", "count"): [("Yes", 1.0)], ("b", "count"): [("No", 1.0)]}) for arm in ("base", "top", "bottom")}
+    (mme,) = (split for split in with_benchmark(workspace, tmp_path, "mme", models).splits if split.title == "mme")
+    assert mme.beside is None and "MME, count: a has 1 questions answered, where the score pairs two of each image" in mme.note
