@@ -196,6 +196,25 @@ def report(
 
 
 @app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="The new folder.")],
+    name: RunOption = None,
+    arm: Annotated[str, typer.Option(help="Whose adapter.")] = "top",
+) -> None:
+    """Write a run's model with an adapter merged into its weights, as a plain transformers folder for software that knows no adapters.
+
+    Examples:
+
+    - `headwise export ~/models/calibrated`
+    - `headwise export ~/models/calibrated --run photos --arm random`
+    """
+    with plain_errors():
+        from flows.inspection import export_run
+
+        console().print(f"{export_run(name, arm, out)}", soft_wrap=True)
+
+
+@app.command()
 def data(
     what: Annotated[str, typer.Argument(help="`scenes`, `photos`, or a folder of your own.")] = "scenes",
     settings: SetOption = None,

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import polars as pl
+import yaml
 
 from flows.lineage import read_lineage, report_ids
 from flows.parameters import EMBEDDED, Night, are_generated, located_masks, weights
@@ -52,6 +53,22 @@ def best_heads(name: str | None, statistic: str, top: int) -> tuple[Columns, Cel
         for row in best.iter_rows(named=True)
     ]
     return ("layer", "head", statistic, "95 % interval", "examples"), rows
+
+
+def export_run(name: str | None, arm: str, out: Path) -> Path:
+    """Merge an arm's adapter of a run into its model. Raises ValueError if the run has none, or something is there already."""
+    from headwise.calibration.adapter import export_merged
+
+    folder = find_run(name)
+    adapters = folder / "data" / "adapters"
+    if not (adapters / arm).is_dir():
+        arms = ", ".join(sorted(path.name for path in adapters.glob("*"))) or "none yet"
+        raise ValueError(f"run {folder.name!r} has no adapter of the arm {arm!r}; it has {arms}")
+    if out.exists():
+        raise ValueError(f"{out}: is there already; name a new folder")
+    params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    export_merged(params["attention"]["model"], adapters / arm, out)
+    return out
 
 
 def draw_heat_map(name: str | None, statistic: str, png: Path) -> Path:

@@ -84,7 +84,7 @@ def _checkout(folder: Path) -> Path:
     skipped = shutil.ignore_patterns("__pycache__", "weights", "tmp", "cache", "config.local")
     for name in ("headwise", "tasks", ".dvc"):
         shutil.copytree(ROOT / name, folder / name, ignore=skipped)
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "data/.gitignore", "requirements.lock"):
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", "data/.gitignore", "requirements.lock", "infra/harness.lock"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     git(folder, "init", "--quiet", "--initial-branch=main")

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from headwise.files import read_json, sha256_file, write_json
+from headwise.files import new_folder, read_json, sha256_file, write_json
 from headwise.likelihood import answer_logits
 from headwise.vlm import VLM, Batch, adapt, load_vlm, with_adapter
 
@@ -65,6 +65,20 @@ def load_calibrated(model: str, folder: Path) -> VLM:
             "calibrate this one"
         )
     return adapt(vlm, folder)
+
+
+def export_merged(model: str, folder: Path, out: Path) -> None:
+    """Write the model with the adapter merged into its weights as a plain transformers folder, for software that knows no adapters.
+
+    Merged in fp32 and rounded once to the type of the calibration. Raises ValueError if the adapter was trained on another model.
+    """
+    vlm = load_calibrated(model, folder)
+    assert isinstance(vlm.model, PeftModel)
+    dtype: Any = vlm.dtype
+    merged: Any = vlm.model.float().merge_and_unload()
+    with new_folder(out) as new:
+        merged.to(dtype).save_pretrained(new)
+        vlm.processor.save_pretrained(new)
 
 
 def adapter_digest(folder: Path) -> str:

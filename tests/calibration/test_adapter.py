@@ -13,9 +13,11 @@ from headwise.calibration import adapter as adapter_module
 from headwise.calibration.adapter import (
     CALIBRATION,
     CONFIG,
+    MERGED_TOLERANCE,
     WEIGHTS,
     adapter_digest,
     attached,
+    export_merged,
     load_calibrated,
     parameter_count,
     prove_adapter,
@@ -139,6 +141,17 @@ def test_an_adapter_goes_on_the_weights_it_was_trained_on_and_on_no_others(fit, 
     other = tiny.save(tiny.new_tiny_vlm(seed=1), tmp_path_factory.mktemp("other"))
     with pytest.raises(ValueError, match=rf"the weights have sha256 \w+, the adapter was trained on {fit.base_sha256}: give the model"):
         load_calibrated(str(other), adapter)
+
+
+def test_an_exported_model_is_a_plain_folder_that_answers_as_the_adapter_does(fit, adapter, tmp_path):
+    model = tiny.save(tiny.tiny_vlm(), tmp_path / "model")
+    write_json({"base_sha256": fit.base_sha256, "dtype": "float32"}, adapter / CALIBRATION)
+    export_merged(str(model), adapter, tmp_path / "merged")
+    merged = load_vlm(tmp_path / "merged", dtype="float32")
+    with torch.no_grad():
+        assert torch.allclose(answer_logits(merged, fit.probe), fit.logits, atol=MERGED_TOLERANCE)
+        assert not torch.allclose(answer_logits(load_vlm(model, dtype="float32"), fit.probe), fit.logits, atol=1e-3)
+    assert not list((tmp_path / "merged").glob("adapter*"))
 
 
 def test_the_digest_is_the_adapters_alone(fit, adapter, tmp_path_factory):
