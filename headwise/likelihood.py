@@ -1,6 +1,5 @@
 """How likely a model finds the reference answers: teacher-forced nats over the answer's tokens and the end of turn."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from headwise.examples import BadExample, Example, open_image
-from headwise.prefix import Prefix, continued_logits
+from headwise.prefix import Continued, prompt_tokens
 from headwise.vlm import VLM, Batch
 
 
@@ -23,8 +22,7 @@ def open_referenced(folder: Path, example: Example) -> Image.Image | None:
 
 def answer_targets(batch: Batch) -> Bool[Tensor, "batch token"]:
     """The tokens that a model has to predict: the answer and the end-of-turn token after it, never the prompt or padding."""
-    read = batch.segments.system | batch.segments.visual | batch.segments.question
-    return batch.inputs["attention_mask"].bool() & ~read
+    return batch.inputs["attention_mask"].bool() & ~prompt_tokens(batch)
 
 
 def answer_logits(vlm: VLM, batch: Batch) -> Float[Tensor, "target vocabulary"]:
@@ -47,14 +45,10 @@ def read_answers(vlm: VLM, batch: Batch) -> tuple[Float[Tensor, "batch"], Int[Te
     return _summed(batch, answer_logits(vlm, batch))
 
 
-def read_continued(
-    vlm: VLM, prefix: Prefix, images: Sequence[int], batch: Batch
-) -> tuple[Float[Tensor, "batch"], Int[Tensor, "batch"], Bool[Tensor, "batch"]]:
-    """As `read_answers`, of prompts about the prefix's images, padded on the right."""
-    targets = answer_targets(batch)[:, len(prefix.ids) + 1 :]
-    rows = targets.any(dim=0).nonzero().squeeze(1)
-    logits, _ = continued_logits(vlm, prefix, images, batch, rows)
-    return _summed(batch, logits[targets[:, rows]])
+def read_continued(continued: Continued) -> tuple[Float[Tensor, "batch"], Int[Tensor, "batch"], Bool[Tensor, "batch"]]:
+    """As `read_answers`, of prompts with answers that were read on from a prefix."""
+    predicting = answer_targets(continued.batch).roll(-1, dims=1)[:, continued.start :]
+    return _summed(continued.batch, continued.logits[predicting[:, continued.rows]])
 
 
 def _summed(

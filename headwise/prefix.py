@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
@@ -27,13 +27,19 @@ class Prefix:
         own = batch.inputs["input_ids"][:, : len(self.ids)]
         return own.shape[1] == len(self.ids) and bool((own == self.ids).all())
 
-    def rows(self, images: Sequence[int]) -> DynamicCache:
-        """A cache with a row for each of these images, to go on from; the prefix's own stays as it is."""
-        cache, chosen = DynamicCache(), torch.tensor(images, device=self.ids.device)
-        for index, layer in enumerate(self.cache.layers):
-            assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
-            cache.update(layer.keys[chosen], layer.values[chosen], index)
-        return cache
+
+@dataclass(frozen=True)
+class Continued:
+    """Prompts about a prefix's images, read on from it, with their answers or without, padded on the right.
+
+    start: the prefix's tokens. rows: the places after them from which a prompt's first new token, or a token of its answer, is predicted.
+    """
+
+    batch: Batch
+    start: int
+    cache: DynamicCache
+    rows: Int[Tensor, " row"]
+    logits: Float[Tensor, "batch row vocabulary"]
 
 
 def read_prefix(vlm: VLM, images: Sequence[Image.Image]) -> Prefix | None:
@@ -53,23 +59,26 @@ def read_prefix(vlm: VLM, images: Sequence[Image.Image]) -> Prefix | None:
     return prefix
 
 
-def continued_logits(
-    vlm: VLM, prefix: Prefix, images: Sequence[int], batch: Batch, rows: Int[Tensor, " row"]
-) -> tuple[Float[Tensor, "batch row vocabulary"], DynamicCache]:
-    """The logits at some places after the prefix of prompts about its images, padded on the right, and the cache with all of them."""
-    cache, start = prefix.rows(images), len(prefix.ids)
-    ids, mask = batch.inputs["input_ids"][:, start:], batch.inputs["attention_mask"]
-    return vlm.model(input_ids=ids, attention_mask=mask, past_key_values=cache, logits_to_keep=rows, use_cache=True).logits, cache
+def read_on(vlm: VLM, prefix: Prefix, images: Sequence[int], batch: Batch) -> Continued:
+    """Read prompts about these of the prefix's images, which stays as it is."""
+    start, real = len(prefix.ids), batch.inputs["attention_mask"].bool()
+    prompt = prompt_tokens(batch)
+    predicting = (real & ~prompt).roll(-1, dims=1)
+    predicting[torch.arange(len(prompt), device=prompt.device), prompt.sum(1) - 1] = True
+    rows, cache = predicting.any(0).nonzero()[:, 0] - start, _rows_of(prefix.cache, images)
+    given = {"input_ids": batch.inputs["input_ids"][:, start:], "attention_mask": batch.inputs["attention_mask"]}
+    logits = vlm.model(**given, past_key_values=cache, logits_to_keep=rows, use_cache=True).logits
+    return Continued(batch, start, cache, rows, logits)
 
 
-def generate_continued(vlm: VLM, prefix: Prefix, images: Sequence[int], batch: Batch, max_new_tokens: int) -> list[str]:
-    """As `generate`, of prompts about the prefix's images, padded on the right; what fills them up stays in the cache, unseen."""
-    mask, start = batch.inputs["attention_mask"], len(prefix.ids)
-    lengths = mask.sum(1)
-    rows, place = (lengths - 1 - start).unique(return_inverse=True)
-    logits, cache = continued_logits(vlm, prefix, images, batch, rows)
+def generate_continued(vlm: VLM, continued: Continued, examples: Sequence[int], max_new_tokens: int) -> list[str]:
+    """As `generate`, of these of the prompts; their answers and what fills them up stay in the cache, unseen."""
+    chosen = torch.tensor(examples, device=continued.rows.device)
+    mask = prompt_tokens(continued.batch)[chosen].long()
+    lengths, cache = mask.sum(1), _rows_of(continued.cache, examples)
+    place = torch.searchsorted(continued.rows, lengths - 1 - continued.start)
     ends = torch.tensor(sorted(stop_ids(vlm)), device=mask.device)
-    new = logits[torch.arange(len(place), device=place.device), place].argmax(-1, keepdim=True)
+    new = continued.logits[chosen, place].argmax(-1, keepdim=True)
     done = torch.isin(new[:, 0], ends)
     for step in range(max_new_tokens - 1):
         if bool(done.all()):
@@ -80,3 +89,18 @@ def generate_continued(vlm: VLM, prefix: Prefix, images: Sequence[int], batch: B
         token = torch.where(done, vlm.end_id, logits[:, -1].argmax(-1))
         new, done = torch.cat([new, token[:, None]], dim=1), done | torch.isin(token, ends)
     return decode_new(vlm, new)
+
+
+def prompt_tokens(batch: Batch) -> Bool[Tensor, "batch token"]:
+    """The tokens of the prompts: neither answers, nor ends of turn after them, nor padding."""
+    return batch.segments.system | batch.segments.visual | batch.segments.question
+
+
+def _rows_of(cache: DynamicCache, rows: Sequence[int]) -> DynamicCache:
+    """A cache of its own with these rows of another."""
+    found = DynamicCache()
+    for index, layer in enumerate(cache.layers):
+        assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+        chosen = torch.tensor(rows, device=layer.keys.device)
+        found.update(layer.keys[chosen], layer.values[chosen], index)
+    return found

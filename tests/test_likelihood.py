@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from headwise.likelihood import answer_logits, answer_targets, read_answers, read_continued
-from headwise.prefix import read_prefix
+from headwise.prefix import read_on, read_prefix
 from headwise.vlm import VLM, Batch, encode, generate
 from tests import tiny
 
@@ -50,7 +50,7 @@ def test_questions_about_an_image_share_it_and_get_the_same_nats():
     counting = vlm.base.model.vision_tower.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
     with torch.no_grad():
         apart, prefix = read_answers(vlm, encoded), read_prefix(vlm, images)
-        shared = read_continued(vlm, prefix, of, encoded)
+        shared = read_continued(read_on(vlm, prefix, of, encoded))
     counting.remove()
     assert seen == [3, 2]
     assert torch.allclose(shared[0], apart[0], atol=1e-4) and torch.equal(shared[1], apart[1]) and torch.equal(shared[2], apart[2])

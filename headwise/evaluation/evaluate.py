@@ -19,7 +19,7 @@ from headwise.evaluation.table import ANSWERS
 from headwise.evaluation.vqa import known_rule
 from headwise.examples import CAPTION, BadExample, Example, open_image
 from headwise.likelihood import read_answers, read_continued
-from headwise.prefix import generate_continued, read_prefix
+from headwise.prefix import generate_continued, read_on, read_prefix
 from headwise.vlm import VLM, Batch, encode, generate
 
 
@@ -92,13 +92,22 @@ def _is_answered(reading: Reading | None, settings: Evaluation) -> bool:
 
 
 def _windows(vlm: VLM, examples: Sequence[Example], size: int) -> tuple[list[list[Example]], list[Example]]:
-    """Batches of questions that share their images, several images in one, and the examples that share none."""
+    """Batches of questions that share their images, with all questions of an image where they fit, and the examples that share none."""
     about = defaultdict[str | None, list[Example]](list)
     for example in examples:
         about[example.image].append(example)
-    together = [e for image, own in about.items() if vlm.family.shares_image and image is not None and len(own) > 1 for e in own]
-    alone = [e for e in examples if e.image is None or len(about[e.image]) == 1 or not vlm.family.shares_image]
-    return [together[start : start + size] for start in range(0, len(together), size)], alone
+    shared: list[list[Example]] = []
+    alone: list[Example] = []
+    for image, own in about.items():
+        if image is None or len(own) == 1 or not vlm.family.shares_image:
+            alone += own
+            continue
+        for part in (own[start : start + size] for start in range(0, len(own), size)):
+            if shared and len(shared[-1]) + len(part) <= size:
+                shared[-1] += part
+            else:
+                shared.append(part)
+    return shared, alone
 
 
 def _asked_together(
@@ -124,18 +133,21 @@ def _asked_together(
         with torch.no_grad():
             if (prefix := read_prefix(vlm, list(pictures.values()))) is None:
                 return None
-            if unread := [e for e, _ in opened if askings[e.task].read and said[e.id].reading is None]:
-                images, batch = prompts(unread, answered=True)
+            unread = [e for e, _ in opened if askings[e.task].read and said[e.id].reading is None]
+            others = [e for e, _ in opened if e not in unread]
+            for asked, answered in ((unread, True), (others, False)):
+                if not asked:
+                    continue
+                images, batch = prompts(asked, answered=answered)
                 if not prefix.fits(batch):
                     return None
-                readings = _readings(unread, *read_continued(vlm, prefix, images, batch))
-                said |= {i: replace(said[i], reading=reading) for i, reading in readings.items()}
-            if unsaid := [e for e, _ in opened if not _is_done(e, askings, settings, said[e.id])]:
-                images, batch = prompts(unsaid, answered=False)
-                if not prefix.fits(batch):
-                    return None
-                answers = generate_continued(vlm, prefix, images, batch, settings.max_new_tokens)
-                said |= {e.id: replace(said[e.id], answer=answer) for e, answer in zip(unsaid, answers, strict=True)}
+                continued = read_on(vlm, prefix, images, batch)
+                if answered:
+                    readings = _readings(asked, *read_continued(continued))
+                    said |= {i: replace(said[i], reading=reading) for i, reading in readings.items()}
+                if unsaid := [row for row, e in enumerate(asked) if not _is_done(e, askings, settings, said[e.id])]:
+                    answers = generate_continued(vlm, continued, unsaid, settings.max_new_tokens)
+                    said |= {asked[row].id: replace(said[asked[row].id], answer=a) for row, a in zip(unsaid, answers, strict=True)}
     except BadExample:
         return None
     return said

@@ -145,6 +145,19 @@ def test_text_alone_is_its_own_cluster(tmp_path):
     assert not bad and answers["image"].to_list() == answers["example_id"].to_list()
 
 
+def test_an_image_is_read_once_for_all_its_questions_and_no_window_is_larger_than_a_batch(data):
+    """Three questions an image and four in a batch: a window that cut an image in two would read it twice."""
+    folder, examples = data
+    vlm, seen = tiny.new_tiny_vlm(), []
+    counting = vlm.base.model.vision_tower.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    ask(vlm, folder, examples)
+    assert sum(seen) == len({example.image for example in examples}) == len(seen)
+    seen.clear()
+    ask(vlm, folder, examples, settings=Evaluation(batch_size=2, max_new_tokens=6))
+    counting.remove()
+    assert sum(seen) > len({example.image for example in examples}), "three do not fit into two"
+
+
 class Counted:
     """A model that counts the examples it is asked."""
 
@@ -164,13 +177,13 @@ class Counted:
 
         read_more, say_more = module.read_continued, module.generate_continued
 
-        def read_continued(vlm, prefix, images, batch):
-            self.read += len(images)
-            return read_more(vlm, prefix, images, batch)
+        def read_continued(continued):
+            self.read += len(continued.logits)
+            return read_more(continued)
 
-        def generate_continued(vlm, prefix, images, batch, tokens):
-            self.say(len(images))
-            return say_more(vlm, prefix, images, batch, tokens)
+        def generate_continued(vlm, continued, examples, tokens):
+            self.say(len(examples))
+            return say_more(vlm, continued, examples, tokens)
 
         for function in (read_answers, generate, read_continued, generate_continued):
             monkeypatch.setattr(module, function.__name__, function)
