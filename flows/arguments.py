@@ -75,7 +75,8 @@ def read_kinds(text: str) -> tuple[Composed, ...]:
 
 
 def _benchmark(text: str) -> dict[str, Any]:
-    """Raises ValueError that shows the form where a field has no value."""
+    """Raises ValueError that shows the form where a field has no value. A prompt comes last, commas and all."""
+    text, _, prompt = text.partition(",prompt=")
     first, *others = text.split(",")
     name, _, path = first.partition("=")
     content: dict[str, Any] = {"name": name.strip(), "path": path.strip()}
@@ -83,8 +84,11 @@ def _benchmark(text: str) -> dict[str, Any]:
         field, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"--benchmark {text}: write NAME, NAME=FOLDER or NAME=FOLDER,field=value")
-        content[field.strip()] = yaml.safe_load(value)
-    return content
+        try:
+            content[field.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--benchmark {text}: {pair} is no YAML ({str(error).splitlines()[0]})") from error
+    return content | ({"prompt": prompt} if prompt else {})
 
 
 def _images(data: str) -> dict[str, str]:

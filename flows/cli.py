@@ -35,7 +35,7 @@ BenchmarkOption = Annotated[
         "--benchmark",
         metavar="NAME[=FOLDER][,FIELD=VALUE]",
         help="A benchmark to ask every model, from the folder of its official files (`pope`, `coco`, `grounding` from the run's own data "
-        "too); `lmms-TASK` is a task of lmms-eval; repeat it. Fields: images, limit, seed, prompt; see `headwise benchmarks`.",
+        "too); `lmms-TASK` is a task of lmms-eval; repeat it. Fields: images, limit, seed, and last prompt; see `headwise benchmarks`.",
     ),
 ]
 RunOption = Annotated[str | None, typer.Option("--run", help="The run's name; the latest one if left out.")]

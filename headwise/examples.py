@@ -133,14 +133,15 @@ def decode_image(content: bytes, name: str) -> Image.Image:
         if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
             raise BadExample(f"{name}: an animation of {frames} frames; give one frame")
         image = ImageOps.exif_transpose(image)
-        return _to_rgb(image)
+        return to_rgb(image)
     except UnidentifiedImageError as error:  # its own words name the buffer in memory
         raise BadExample(f"{name}: not a readable image (of no format that is known)") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadExample(f"{name}: not a readable image ({error})") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Transparent pixels on white, 16-bit values scaled."""
     if image.mode in ("I", "I;16", "I;16B", "I;16L"):  # Pillow clips 16-bit values at 255 instead of scaling them
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

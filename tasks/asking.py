@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from headwise.evaluation.responses import Responses
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.table import ANSWERS, ANSWERS_FILE, BASE, METRICS_FILE, metrics
 from headwise.examples import check_bad_share, write_bad
-from headwise.files import new_folder, sha256_tree, write_json, write_manifest, write_table
+from headwise.files import new_folder, sha256_file, sha256_tree, write_json, write_manifest, write_table
 from headwise.observation import Observation
 from headwise.vlm import VLM, load_vlm, revision
-from tasks.command import RESPONSES
+from tasks.command import CODE, RESPONSES
 from tasks.progress import progress_bar
 
 Answer = Callable[[VLM, Questions, Evaluation, Responses, Callable[[int, int], object]], tuple[pl.DataFrame, dict[str, str]]]
 """Gives the ANSWERS table and the reasons of the bad examples."""
+ANSWERING = ("vlm/*.py", "prefix.py", "likelihood.py", "evaluation/evaluate.py", "examples.py", "checkpoints.py", "smol.py")
 ADAPTERS = Path("data/adapters")
 
 
@@ -51,13 +53,27 @@ def write_answers(
     """
     vlm = load_vlm(observed.model, adapter=adapter, dtype=observed.dtype)
     made: dict[str, Any] = {"model": revision(observed.model), "dtype": str(vlm.dtype), "versions": library_versions()}
-    decided = {**made, "device": vlm.device.type, "max_new_tokens": settings.max_new_tokens}
+    decided = {**made, "device": vlm.device.type, "max_new_tokens": settings.max_new_tokens, "code": _code()}
     kept = os.environ.get(RESPONSES)
     responses = Responses(Path(kept) if kept else None, {**decided, "adapter": sha256_tree(adapter) if adapter else None})
     with progress_bar(asked.title) as progress:
         answers, bad = answer(vlm, questions, settings, responses, progress)
     check_bad_share(bad, len(questions.examples), settings.max_bad_share)
-    save_answers(output, answers, bad, adapter, settings, asked, made)
+    save_answers(output, answers, bad, adapter, settings, asked, {**made, "asked": _digest(questions)})
+
+
+def _code() -> str:
+    """The digest of the modules that decide an answer beside the libraries."""
+    modules = sorted(path for pattern in ANSWERING for path in (CODE / "headwise").glob(pattern))
+    return sha256("".join(sha256_file(module) for module in modules).encode()).hexdigest()
+
+
+def _digest(questions: Questions) -> str:
+    """Of the questions, their references, and their images' bytes."""
+    paths = {e.image: questions.images / e.image for e in questions.examples if e.image}
+    images = {name: sha256_file(path) if path.is_file() else "" for name, path in paths.items()}
+    lines = sorted(repr((e.id, e.question, e.answers, images.get(e.image or ""))) for e in questions.examples)
+    return sha256("".join(lines).encode()).hexdigest()
 
 
 def save_answers(

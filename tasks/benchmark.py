@@ -52,7 +52,9 @@ def write_benchmark(
         few = f"{len(found.examples)} questions are too few for {number} shards"
         raise ValueError(f"benchmark {source.name!r}: {few}; set fewer `shards`, or a higher limit")
     _check_leaks(source, own, questions.images, questions.examples)
-    asked = _asked(source, own, output, shard, {"protocol": BENCHMARKS[source.name].protocol, "questions": len(found.examples)})
+    benchmark = BENCHMARKS[source.name]
+    settings = replace(settings, max_new_tokens=benchmark.max_new_tokens or settings.max_new_tokens)
+    asked = _asked(source, own, output, shard, {"protocol": benchmark.protocol, "questions": len(found.examples)})
     write_answers(output, observed, adapter, questions, settings, asked, partial(_look, observed.model) if questions.mask else evaluate)
 
 
@@ -72,20 +74,20 @@ def write_harnessed(
         adapter=str(adapter) if adapter else None,
         dtype=observed.dtype,
         batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
         limit=source.limit,
         seed=source.seed,
         shard=shard[0],
         num_shards=shard[1],
     )
-    with TemporaryDirectory() as temporary:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output.parent) as temporary:
         found = ask_harness(request, Path(temporary), lambda line: print(line, flush=True))
         rows = found.answers.filter(pl.col("image") != pl.col("example_id")).iter_rows(named=True)
         shown = [Example(row["example_id"], row["image"], None, "", (), None, row["task"], source.name) for row in rows]
         _check_leaks(source, own, Path(temporary) / ASKED_IMAGES, shown)
     protocol = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     asked = _asked(source, own, output, shard, {"protocol": protocol, "lmms_eval": found.figures})
-    made = {"model": revision(observed.model), "dtype": found.dtype, "versions": library_versions()}
+    made = {"model": revision(observed.model), "dtype": found.dtype, "versions": library_versions(), "asked": found.documents}
     save_answers(output, found.answers, {}, adapter, settings, asked, made)
 
 

@@ -52,6 +52,11 @@ class Source:
     min_distance: Annotated[int, Field(ge=0, le=BITS, description="as images.min_distance, for the benchmark's images")] = MIN_DISTANCE
     prompt: Annotated[str | None, Field(description="put behind every question; null: the benchmark's own words")] = None
 
+    def __post_init__(self) -> None:
+        """Raises ValueError on a limit of one image, which no interval can be drawn from."""
+        if self.limit == 1:
+            raise ValueError("limit = 1: a single image has no interval; give 2 or more, or 0 for all")
+
     @property
     def harnessed(self) -> str | None:
         """The name of the task in lmms-eval; None where Headwise reads the benchmark itself."""
@@ -62,6 +67,7 @@ class Source:
 class Benchmark:
     """One benchmark. protocol: what a figure of it means, with a number that changes when that does. read: the questions from the folder
     of its files and that of its images, with the prompt. figures: what its authors report beside the mean of `right`.
+    max_new_tokens: the longest answer, where it needs more than a word.
     """
 
     name: str
@@ -70,6 +76,7 @@ class Benchmark:
     read: Callable[[Path, Path, str], Questions]
     prompt: str = SHORT_ANSWER
     figures: Figures | None = None
+    max_new_tokens: int | None = None
 
 
 def ask(

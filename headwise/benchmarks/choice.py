@@ -66,7 +66,7 @@ class ArcQuestion(BaseModel):
 
 def read_arc(folder: Path, images: Path, prompt: str) -> Questions:
     """Text alone; options with numbers are asked about by letters."""
-    asked: list[ArcQuestion] = read_json_lines(find(folder, "*Test.jsonl", "*.jsonl"), ArcQuestion)
+    asked: list[ArcQuestion] = read_json_lines(find(folder, "*Test.jsonl"), ArcQuestion)
     examples: list[Example] = []
     for one in asked:
         labels, texts = [choice.label for choice in one.question.choices], [choice.text for choice in one.question.choices]

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from headwise.benchmarks.benchmark import Benchmark, ask, find, image_folder, read_json, validate
 from headwise.evaluation.boxes import box_rule, format_box
-from headwise.evaluation.chair import CHAIR, chair_rule, objects_in, read_synonyms, vocabulary_of
+from headwise.evaluation.chair import CHAIR, chair_rule, objects_in, read_synonyms, vocabulary_of, with_double_words
 from headwise.evaluation.judgement import READ_ONLY, Asking, Questions
 from headwise.examples import CAPTION, Example
 
@@ -79,7 +79,7 @@ def read_captions(folder: Path, images: Path, prompt: str) -> Questions:
     drawn: Instances = read_json(find(folder, "instances_val*.json", "**/instances_val*.json"), Instances)
     categories = {category.id: category.name for category in drawn.categories}
     own_words = read_synonyms(folder / SYNONYMS) if (folder / SYNONYMS).is_file() else {name: name for name in categories.values()}
-    vocabulary = vocabulary_of(own_words)
+    vocabulary = vocabulary_of(with_double_words(own_words))
     captions, objects = defaultdict[int, list[str]](list), defaultdict[int, set[str]](set)
     for caption in told.annotations:
         captions[caption.image_id].append(caption.caption)
@@ -152,7 +152,8 @@ def read_refcoco(folder: Path, images: Path, prompt: str) -> Questions:
         if reference.split not in ("val", "testA", "testB", "test"):
             continue
         picture, (left, top, width, height) = pictures[reference.image_id], instances[reference.ann_id].bbox
-        box = (left / picture.width, top / picture.height, (left + width) / picture.width, (top + height) / picture.height)
+        x0, y0 = max(left / picture.width, 0), max(top / picture.height, 0)  # some boxes overhang the image by a fraction of a pixel
+        box = (x0, y0, min((left + width) / picture.width, 1), min((top + height) / picture.height, 1))
         for number, sentence in enumerate(reference.sentences):
             example_id, image = f"{reference.ref_id}-{number}", place + picture.file_name
             question = BOX + sentence.sent + prompt
@@ -163,15 +164,18 @@ def read_refcoco(folder: Path, images: Path, prompt: str) -> Questions:
 COCO = Benchmark(
     "coco",
     "COCO captions (Chen et al. 2015): perplexity of the first reference; CHAIR (Rohrbach et al. 2018): the share of descriptions without "
-    "an object that is not there is 1 - CHAIR_s, hallucinated of all mentions is CHAIR_i; version 1",
+    "an object that is not there is 1 - CHAIR_s, hallucinated of all mentions is CHAIR_i, of descriptions of at most 64 tokens; version 2",
     ("captions_val*.json", "instances_val*.json", SYNONYMS),
     read_captions,
     prompt="",
+    max_new_tokens=64,
 )
 REFCOCO = Benchmark(
     "refcoco",
-    "RefCOCO (Yu et al. 2016): right from an IoU of one half on, and the mean IoU; no box counts 0; version 1",
+    "RefCOCO (Yu et al. 2016): right from an IoU of one half on, and the mean IoU; no box counts 0; fractions, or thousandths where all "
+    "four are whole numbers, never pixels; version 2",
     ("refs*.p", "instances.json"),
     read_refcoco,
     prompt="",
+    max_new_tokens=64,
 )

@@ -14,18 +14,18 @@ from headwise.benchmarks.benchmark import Benchmark
 from headwise.benchmarks.coco import REFCOCO, read_refcoco
 from headwise.evaluation.boxes import parse_box
 from headwise.evaluation.judgement import READ_ONLY, ObjectMask, Questions
-from headwise.examples import CAPTION, BadExample, Example, read_examples
+from headwise.examples import CAPTION, Example, read_examples
 from headwise.masks.exact import exact_masks
+from headwise.masks.quality import Bounds
 from headwise.masks.rle import decode
 from headwise.masks.settings import MaskQuality
 
 NAME = "grounding"
+WHAT = "What is in the image?"
 
 
-def box_mask(example: Example, image: Image.Image) -> Bool[np.ndarray, "height width"]:
-    """The pixels of the box that is the example's reference, at least one. Raises BadExample if the reference is none."""
-    if (box := parse_box(example.answers[0])) is None:
-        raise BadExample(f"the reference {example.answers[0]!r} is no box")
+def box_mask(box: Bounds, image: Image.Image) -> Bool[np.ndarray, "height width"]:
+    """The pixels of a box, at least one."""
     x0, y0, x1, y1 = box
     mask = np.zeros((image.height, image.width), dtype=bool)
     top, left = int(y0 * image.height), int(x0 * image.width)
@@ -34,9 +34,15 @@ def box_mask(example: Example, image: Image.Image) -> Bool[np.ndarray, "height w
 
 
 def read_grounding(folder: Path, images: Path, prompt: str) -> Questions:
-    """RefCOCO's expressions, as `refcoco` asks them."""
-    found = read_refcoco(folder, images, prompt)
-    return _questions([replace(e, id=e.id.replace("refcoco/", f"{NAME}/", 1)) for e in found.examples], images, box_mask)
+    """RefCOCO's expressions, read as the answer to what is in the image: its boxes are not shown to the model."""
+    examples: list[Example] = []
+    boxes: dict[str, Bounds] = {}
+    for one in read_refcoco(folder, images, "").examples:
+        example_id = one.id.replace("refcoco/", f"{NAME}/", 1)
+        if box := parse_box(one.answers[0]):
+            boxes[example_id] = box
+            examples.append(replace(one, id=example_id, question=WHAT + prompt, answers=(str(one.phrase),)))
+    return _questions(examples, images, lambda example, image: box_mask(boxes[example.id], image))
 
 
 def own_grounding(own: Path) -> Questions:
@@ -64,8 +70,8 @@ def _questions(examples: list[Example], images: Path, mask: ObjectMask) -> Quest
 GROUNDING = Benchmark(
     NAME,
     "Grounding by attention: the mean map of all heads while the reference is read; right if its highest visual token is the object's "
-    "(the pointing game, Zhang et al. 2018), and the IoU of the tokens above the map's mean with the object's; RefCOCO's boxes or the "
-    "data's own masks; version 1",
+    "(the pointing game, Zhang et al. 2018), and the IoU of the tokens above the map's mean with the object's; RefCOCO's expressions "
+    "and boxes, or the data's own answers and masks; version 1",
     REFCOCO.files,
     read_grounding,
     prompt="",

@@ -45,13 +45,13 @@ def read_subj(folder: Path) -> Iterator[Row]:
 
 def _by_file(folder: Path, labels: dict[str, str]) -> Iterator[Row]:
     for name, label in labels.items():
-        lines = find(folder, name, f"**/{name}").read_text(encoding="latin-1").splitlines()
+        lines = find(folder, name, f"**/{name}").read_text(encoding="latin-1").split("\n")  # byte 0x85 ends no line
         yield from ((line.strip(), label) for line in lines if line.strip())
 
 
 def read_sst5(folder: Path) -> Iterator[Row]:
     """The Stanford treebank's `trees/test.txt`: the label of the whole sentence is the root's."""
-    for line in find(folder, "test.txt", "trees/test.txt").read_text(encoding="utf-8").splitlines():
+    for line in find(folder, "test.txt", "trees/test.txt").read_text(encoding="utf-8").split("\n"):
         if line.strip():
             text = " ".join(re.findall(r"[^\s()]+(?=\))", line)).replace("-LRB-", "(").replace("-RRB-", ")")
             yield text, FIVE[int(line[1])]
@@ -59,7 +59,7 @@ def read_sst5(folder: Path) -> Iterator[Row]:
 
 def read_trec(folder: Path) -> Iterator[Row]:
     """Li and Roth's `TREC_10.label`: coarse and fine kind, the question."""
-    for line in find(folder, "TREC_10.label", "**/TREC_10.label").read_text(encoding="latin-1").splitlines():
+    for line in filter(None, find(folder, "TREC_10.label", "**/TREC_10.label").read_text(encoding="latin-1").split("\n")):
         kind, _, question = line.partition(" ")
         yield question.strip(), TREC[kind.partition(":")[0]]
 

@@ -82,7 +82,7 @@ class GQAQuestion(BaseModel):
 
 def read_gqa(folder: Path, images: Path, prompt: str) -> Questions:
     """Tasks are the structural types: verify, query, choose, logical, compare."""
-    asked: dict[str, GQAQuestion] = read_json(find(folder, "testdev_balanced_questions.json", "*questions.json"), dict[str, GQAQuestion])
+    asked: dict[str, GQAQuestion] = read_json(find(folder, "testdev_balanced_questions.json"), dict[str, GQAQuestion])
     place = image_folder(images, "images")
     examples = [
         ask("gqa", name, f"{place}{one.imageId}.jpg", one.question + prompt, [one.answer], one.types.structural)
@@ -108,7 +108,7 @@ class TextVQAData(BaseModel):
 
 def read_textvqa(folder: Path, images: Path, prompt: str) -> Questions:
     """Images of the validation split lie in `train_images`."""
-    asked: TextVQAData = read_json(find(folder, "TextVQA_*_val.json", "TextVQA_*.json"), TextVQAData)
+    asked: TextVQAData = read_json(find(folder, "TextVQA_*_val.json"), TextVQAData)
     place = image_folder(images, "train_images", "images")
     examples = [
         ask("textvqa", str(one.question_id), f"{place}{one.image_id}.jpg", one.question + prompt, one.answers, "text") for one in asked.data

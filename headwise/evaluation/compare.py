@@ -79,10 +79,15 @@ class Comparison:
 
     @property
     def gain(self) -> bool:
-        """The whole interval is on the better side, and the p-value adjusted for the rows of its level is below 5 %: one that touches "no
-        change" is no gain, and neither is the luckiest of many tasks.
+        """`gain_alone`, and the p-value adjusted for the rows of its level is below 5 %: the luckiest of many tasks is no gain."""
+        return self.gain_alone and self.p_holm < 1 - LEVEL
+
+    @property
+    def gain_alone(self) -> bool:
+        """The whole interval is on the better side (one that touches "no change" is no gain) and the p-value below 5 %: for the one measure
+        that was chosen before anything was measured, which other measures beside it do not change.
         """
-        return self._beyond(SCALES[self.metric].better) and self.p_holm < 1 - LEVEL
+        return self._beyond(SCALES[self.metric].better) and self.p_value < 1 - LEVEL
 
     @property
     def loss(self) -> bool:
@@ -174,9 +179,11 @@ def _compare_accuracy(pairs: pl.DataFrame, split: str, task: str | None, setting
     sums = cluster_sums(right_after - right, np.ones(len(pairs)), pairs["image"].to_numpy())
     independent = pairs["image"].n_unique() == len(pairs) and bool(np.isin([right, right_after], (0.0, 1.0)).all())
     found = _comparison(pairs, sums, "accuracy", split, task, (float(right.mean()), float(right_after.mean())), settings)
-    unchanged = (1 - settings.margin) ** len(pairs) if bool((right == right_after).all()) else 0.0
+    is_same = bool((right == right_after).all())
+    unchanged = (1 - settings.margin) ** len(pairs) if is_same else 0.0
     return replace(
         found,
+        detectable=max(found.detectable, least_loss(len(pairs))) if is_same else found.detectable,
         p_mcnemar=mcnemar(right == 1, right_after == 1) if independent else None,
         p_not_worse=max(found.p_not_worse, unchanged),
         p_equivalent=max(found.p_equivalent, unchanged),
@@ -210,6 +217,8 @@ def _comparison(
     low, high = bootstrap_interval(sums, settings.bootstrap, settings.seed)
     p_value = sign_flip(sums, settings.sign_flips, settings.seed)
     below, above = margin_p_values(sums, math.log1p(settings.margin) if logarithmic else settings.margin)
+    if sums.standard_error == 0 and metric != "accuracy":
+        below = above = 1.0  # nothing varies, so nothing is known of what would
     return Comparison(
         split=split,
         metric=metric,

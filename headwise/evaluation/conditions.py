@@ -6,7 +6,7 @@ from pathlib import Path
 
 from headwise.files import MANIFEST, read_json
 
-LIBRARIES = ("torch", "torchvision", "transformers", "peft", "timm")
+LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "pillow", "peft", "timm")
 """The libraries whose next version may answer differently."""
 
 
@@ -16,14 +16,16 @@ def library_versions() -> dict[str, str]:
 
 
 def conditions(folder: Path) -> dict[str, object]:
-    """The conditions in an evaluation's manifest: the digest of the data's index or of a benchmark's files, how much of it was asked by
-    which protocol, the model's revision, its number type, the settings, the versions of the libraries. What the manifest does not say is
-    None.
+    """The conditions in an evaluation's manifest: the digest of the data's index or of a benchmark's files, how much of it was asked, the
+    digest of the questions with their images, by which protocol, the model's revision, its number type, the settings, the versions of the
+    libraries. What the manifest does not say is None.
     """
     manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     inputs = manifest.get("inputs")
     digests = {name: inputs.get(name) if isinstance(inputs, Mapping) else None for name in ("index", "files")}
-    return digests | {name: manifest.get(name) for name in ("source", "protocol", "shards", "model", "dtype", "settings", "versions")}
+    return digests | {
+        name: manifest.get(name) for name in ("source", "asked", "protocol", "shards", "model", "dtype", "settings", "versions")
+    }
 
 
 def check_conditions(folders: Iterable[Path]) -> None:

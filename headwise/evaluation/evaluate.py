@@ -28,18 +28,20 @@ def evaluate(
 ) -> tuple[pl.DataFrame, dict[str, str]]:
     """The ANSWERS table, sorted by example, and the reason of each bad example.
 
-    First references are read for their nats (their tokens and the end of turn) where the task's asking says so. What is to be judged is
-    answered too, greedily: where each token read was the likeliest, the reference is that answer, and only the others are generated. Where
-    several questions are about one image, the model reads it once; the others go in batches of like length. What `responses` has is not
-    asked again, and each batch is kept there, so that a run that was stopped goes on. The batches that two models generate in may differ,
-    and with them the padding and the rounding. `progress` hears how many examples of how many are done.
+    First references are read for their nats (their tokens and the end of turn) where the task's asking says so; what is to be judged is
+    answered greedily. Where several questions are about one image, the model reads it once, and an answer goes on from the very logits that
+    the reference was read with; the others go in batches of like length. In float32 a reference each of whose tokens is the likeliest is
+    the answer, and nothing is generated; in a coarser type that would let a near tie fall on the reference's side twice, so there only an
+    answer that shares its logits is taken over. What `responses` has is not asked again, and each batch is kept there, so that a run that
+    was stopped goes on. The batches that two models generate in may differ, and with them the padding and the rounding. `progress` hears
+    how many examples of how many are done.
     """
     folder, examples, askings = questions.images, questions.examples, questions.askings
     bad = {e.id: "no reference answer" for e in examples if askings[e.task].read and not e.answers}
     found = responses.find(folder, examples)
 
     def lacking(batch: Sequence[Example]) -> list[Example]:
-        return [e for e in batch if e.id not in bad and not _is_done(e, askings, settings, found.get(e.id, Response()))]
+        return [e for e in batch if e.id not in bad and not _is_done(e, askings, found.get(e.id, Response()))]
 
     done = len(examples) - len(lacking(examples))
     progress(done, len(examples))
@@ -63,13 +65,14 @@ def evaluate(
     for window in _of_like_length(vlm, [e for e in alone if askings[e.task].read], settings.batch_size):
         batch = [e for e in lacking(window) if found.get(e.id, Response()).reading is None]
         readings = _read(vlm, _opened(folder, batch, bad), bad)
-        settle(batch, {i: replace(found.get(i, Response()), reading=reading) for i, reading in readings.items()})
-    unsure = [e for e in alone if askings[e.task].rule and not _is_answered(found.get(e.id, Response()).reading, settings)]
-    for window in _of_like_length(vlm, unsure, settings.batch_size):
+        said = {i: replace(found.get(i, Response()), reading=reading) for i, reading in readings.items()}
+        settle(batch, _with_answers(batch, said, askings, settings) if vlm.dtype == torch.float32 else said)
+    unsaid = [e for e in alone if askings[e.task].rule and found.get(e.id, Response()).answer is None]
+    for window in _of_like_length(vlm, unsaid, settings.batch_size):
         batch = lacking(window)
         answers = _generated(vlm, _opened(folder, batch, bad), settings, bad)
         settle(batch, {i: replace(found.get(i, Response()), answer=answer) for i, answer in answers.items()})
-    return _table([e for e in examples if e.id not in bad], found, askings, settings), bad
+    return _table([e for e in examples if e.id not in bad], found, askings), bad
 
 
 def own_questions(folder: Path, examples: Sequence[Example]) -> Questions:
@@ -79,16 +82,23 @@ def own_questions(folder: Path, examples: Sequence[Example]) -> Questions:
     return Questions(examples, askings, folder)
 
 
-def _is_done(example: Example, askings: Mapping[str, Asking], settings: Evaluation, response: Response) -> bool:
-    """Whether nothing is left to ask the model: greedy decoding would give a reference each of whose tokens is the likeliest."""
+def _is_done(example: Example, askings: Mapping[str, Asking], response: Response) -> bool:
     asking = askings[example.task]
-    if asking.read and response.reading is None:
-        return False
-    return asking.rule is None or response.answer is not None or _is_answered(response.reading, settings)
+    return (response.reading is not None or not asking.read) and (response.answer is not None or asking.rule is None)
 
 
-def _is_answered(reading: Reading | None, settings: Evaluation) -> bool:
-    return reading is not None and reading.likeliest and reading.tokens <= settings.max_new_tokens
+def _with_answers(
+    examples: Sequence[Example], said: Mapping[str, Response], askings: Mapping[str, Asking], settings: Evaluation
+) -> dict[str, Response]:
+    """With the reference as the answer where each of its tokens is the likeliest: greedy decoding would give just that."""
+
+    def answered(example: Example, response: Response) -> Response:
+        reading = response.reading
+        sure = reading is not None and reading.likeliest and reading.tokens <= settings.max_new_tokens
+        take = sure and askings[example.task].rule is not None and response.answer is None
+        return replace(response, answer=example.answers[0].strip()) if take else response
+
+    return {e.id: answered(e, said[e.id]) for e in examples if e.id in said}
 
 
 def _windows(vlm: VLM, examples: Sequence[Example], size: int) -> tuple[list[list[Example]], list[Example]]:
@@ -144,8 +154,9 @@ def _asked_together(
                 continued = read_on(vlm, prefix, images, batch)
                 if answered:
                     readings = _readings(asked, *read_continued(continued))
-                    said |= {i: replace(said[i], reading=reading) for i, reading in readings.items()}
-                if unsaid := [row for row, e in enumerate(asked) if not _is_done(e, askings, settings, said[e.id])]:
+                    read = {i: replace(said[i], reading=reading) for i, reading in readings.items()}
+                    said |= _with_answers(asked, read, askings, settings)
+                if unsaid := [row for row, e in enumerate(asked) if not _is_done(e, askings, said[e.id])]:
                     answers = generate_continued(vlm, continued, unsaid, settings.max_new_tokens)
                     said |= {asked[row].id: replace(said[asked[row].id], answer=a) for row, a in zip(unsaid, answers, strict=True)}
     except BadExample:
@@ -213,17 +224,15 @@ def _generated(vlm: VLM, batch: list[tuple[Example, Image.Image | None]], settin
     return dict(zip((example.id for example in examples), answers, strict=True))
 
 
-def _table(examples: Sequence[Example], found: Mapping[str, Response], askings: Mapping[str, Asking], settings: Evaluation) -> pl.DataFrame:
-    rows = [_row(example, found[example.id], askings[example.task].rule, settings) for example in sorted(examples, key=lambda e: e.id)]
+def _table(examples: Sequence[Example], found: Mapping[str, Response], askings: Mapping[str, Asking]) -> pl.DataFrame:
+    rows = [_row(example, found[example.id], askings[example.task].rule) for example in sorted(examples, key=lambda e: e.id)]
     table = pl.from_arrow(pa.Table.from_pylist(rows, schema=ANSWERS))
     assert isinstance(table, pl.DataFrame)
     return table
 
 
-def _row(example: Example, response: Response, rule: Rule | None, settings: Evaluation) -> dict[str, object]:
-    reading, answer = response.reading, response.answer
-    if answer is None:
-        answer = example.answers[0].strip() if rule and _is_answered(reading, settings) else ""
+def _row(example: Example, response: Response, rule: Rule | None) -> dict[str, object]:
+    reading, answer = response.reading, response.answer or ""
     judged = Judgement(right=None, valid=True) if rule is None else rule(answer, example)
     return {
         "example_id": example.id,

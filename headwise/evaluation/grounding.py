@@ -57,9 +57,12 @@ def judge_map(attention: Float[np.ndarray, "visual"], mask: Bool[np.ndarray, "he
     1608.00507, without its tolerance of 15 pixels: a token is larger); the IoU of the tokens above the map's mean with the object's as a
     part of 1 (arXiv 2511.23375, eq. of Head Impact).
 
-    The object's tokens are those of whose cells it covers at least COVERED, or of a smaller object the one that it covers most.
+    The object's tokens are those of whose cells it covers at least COVERED, or of a smaller object the one that it covers most. Raises
+    BadExample if it covers none.
     """
     covered = coverage(mask, layout)
+    if not covered.any():
+        raise BadExample("the object covers no visual token: it lies outside what the image processor keeps")
     own = covered >= min(COVERED, covered.max())
     looked = attention > attention.mean()
     overlap = float((looked & own).sum() / (looked | own).sum())

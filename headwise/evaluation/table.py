@@ -29,9 +29,10 @@ ANSWERS = pa.schema(
     ]
 )
 """One row per example. `image` is the cluster (the example's own id where there is no image); `split` is a benchmark's name where it is
-one's; `right` is in [0, 1] by the task's rule, null for captions, which are read and not generated (empty `answer`); `nats` is the negative
-log-likelihood of the first reference over `tokens` tokens, its end of turn included, null where it is not read; `part` of `whole` is what
-a rule counts beside `right`, to be summed before it is divided: an IoU of 1, the hallucinated of all objects mentioned."""
+one's; `right` is in [0, 1] by the task's rule, null for captions, which are read and not generated (empty `answer`); `valid` is null where
+no form of an answer is known; `nats` is the negative log-likelihood of the first reference over `tokens` tokens, its end of turn included,
+null where it is not read; `part` of `whole` is what a rule counts beside `right`, to be summed before it is divided: an IoU of 1, the
+hallucinated of all objects mentioned."""
 
 
 def answer_folders(data: Path, arm: str) -> dict[str, Path]:

@@ -14,12 +14,13 @@ from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[reportMissingImports]
 from PIL import Image, ImageOps
 
-from headwise.examples import BadExample
+from headwise.examples import BadExample, to_rgb
 from headwise.likelihood import read_answers
 from headwise.observation import EMBEDDED
 from headwise.vlm import encode, generate, load_vlm
 
-MAX_NEW_TOKENS = 32
+MAX_NEW_TOKENS = 256
+"""Where a task does not say."""
 Document = tuple[str, int]
 """A task and the place of a document in it."""
 
@@ -34,16 +35,15 @@ class Headwise(lmms):  # pyright: ignore[reportUntypedBaseClass]
         dtype: Any = "auto",
         device: str = "auto",
         batch_size: int | str = 16,
-        max_new_tokens: int = MAX_NEW_TOKENS,
         images: str = "",
         progress: Callable[[int, int], object] = lambda _done, _all: None,
-        **_: object,
+        max_batch_size: object = None,
     ) -> None:
-        """images: a folder to write each image to that is asked about; max_new_tokens: where a task does not say."""
+        """images: a folder to write each image to that is asked about. max_batch_size: lmms-eval's command gives one; it is not used."""
         super().__init__()
         self.vlm = load_vlm(model, adapter=Path(adapter) if adapter else None, dtype=dtype, device=device)
         self.image_names: dict[Document, str | None] = {}
-        self._batch_size, self._max_new_tokens, self._progress = int(batch_size), max_new_tokens, progress
+        self._batch_size, self._progress = int(batch_size), progress
         self._folder = Path(images) if images else None
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
@@ -54,7 +54,7 @@ class Headwise(lmms):  # pyright: ignore[reportUntypedBaseClass]
             if options.get("do_sample") and options.get("temperature") != 0:
                 raise ValueError(f"{requests[place].args[4]}: samples its answers, and Headwise's are greedy")
             until = options.get("until") or ()
-            return int(options.get("max_new_tokens") or self._max_new_tokens), (until,) if isinstance(until, str) else tuple(until)
+            return int(options.get("max_new_tokens") or MAX_NEW_TOKENS), (until,) if isinstance(until, str) else tuple(until)
 
         said: dict[int, str] = {}
         for (longest, until), places in self._batches(requests, limits):
@@ -106,15 +106,15 @@ class Headwise(lmms):  # pyright: ignore[reportUntypedBaseClass]
 
     def _image(self, doc_to_visual: Callable[[Any], Any], number: int, task: str, split: str) -> Image.Image | None:
         """The document's image in RGB, upright; None where it has none."""
-        visuals = doc_to_visual(self._document(task, split, number))
-        visuals = visuals if isinstance(visuals, list) else [visuals]
+        visuals = doc_to_visual(self._document(task, split, number)) if callable(doc_to_visual) else None
+        visuals = visuals if isinstance(visuals, list) else [] if visuals is None else [visuals]
         if len(visuals) > 1 or not all(isinstance(visual, Image.Image) for visual in visuals):
             kinds = ", ".join(type(visual).__name__ for visual in visuals[:3])
             raise ValueError(f"{task}: document {number} shows {len(visuals)} things ({kinds}), and Headwise asks about one image")
         if not visuals:
             self.image_names[task, number] = None
             return None
-        image = ImageOps.exif_transpose(visuals[0]).convert("RGB")
+        image = to_rgb(ImageOps.exif_transpose(visuals[0]))
         name = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest() + ".png"
         self.image_names[task, number] = name
         if self._folder and not (self._folder / name).exists():

@@ -1,5 +1,6 @@
 """What is asked of lmms-eval, where its environment is, and its answers read back example by example."""
 
+import hashlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from headwise.evaluation.table import ANSWERS
 
 SAMPLES, RESULTS, IMAGES = "samples.json", "results.json", "images"
 """What the harness leaves in its output folder: the answers one by one, its own figures, each image once, named by its digest."""
-ERROR = re.compile(r"[A-Za-z_.]+(Error|Exception): ")
+TRACEBACK, PLAIN = "Traceback (most recent call last):", re.compile(r"^(?:[\w.]+\.)?(?:ValueError|BadExample): ")
 HARNESS = "HEADWISE_HARNESS"
 """The variable that names the environment's folder; `.harness` beside the one that runs where it is not set."""
 
@@ -27,7 +28,7 @@ class Request:
     """A shard of a task of lmms-eval and the model that it is for.
 
     split: what the answers are called. folder: where the task is defined, empty for lmms-eval's own. limit: documents at most, drawn by
-    the seed; 0: all. shard, num_shards: every `num_shards`-th of them, from which one. max_new_tokens: where the task does not say.
+    the seed, of each task of a group; 0: all. shard, num_shards: every `num_shards`-th of them, from which one.
     """
 
     split: str
@@ -37,7 +38,6 @@ class Request:
     adapter: str | None
     dtype: str
     batch_size: int
-    max_new_tokens: int
     limit: int
     seed: int
     shard: int
@@ -46,9 +46,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Found:
-    """The ANSWERS table, sorted by example, what lmms-eval makes of them, its version with those of the tasks, the model's number type."""
+    """The ANSWERS table, sorted by example; the digest of the documents, what lmms-eval makes of the answers, its version with those of the
+    tasks and the metrics that judge, the model's number type.
+    """
 
     answers: pl.DataFrame
+    documents: str
     figures: dict[str, Any]
     versions: dict[str, str]
     dtype: str
@@ -76,10 +79,19 @@ def ask_harness(request: Request, output: Path, log: Callable[[str], object]) ->
             lines.append(line.rstrip())
             log(lines[-1])
     if process.returncode:
-        errors = [line for line in lines if ERROR.match(line)] or [line for line in lines if line]  # the first one caused the others
-        raise ValueError(f"lmms-eval failed at {request.task}: {(errors or ['no word'])[0].removeprefix('ValueError: ')}")
+        raise ValueError(f"lmms-eval failed at {request.task}: {_reason(lines)}")
     samples, results = (json.loads((output / name).read_text(encoding="utf-8")) for name in (SAMPLES, RESULTS))
-    return Found(_table(request, samples), **results)
+    content = sorted(f"{sample['task']}/{sample['document']} {sample['content']} {sample['image']}\n" for sample in samples)
+    return Found(_table(request, samples), hashlib.sha256("".join(content).encode()).hexdigest(), **results)
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """What the first traceback ends with, which caused the others; the last line where there is none."""
+    said = [line for line in lines if line]
+    if TRACEBACK in said:
+        after = said[said.index(TRACEBACK) + 1 :]
+        said = [line for line in after if not line.startswith(" ")][:1]
+    return PLAIN.sub("", said[-1]) if said else "no word"
 
 
 def _table(request: Request, samples: Sequence[dict[str, Any]]) -> pl.DataFrame:
@@ -95,7 +107,7 @@ def _row(request: Request, sample: dict[str, Any]) -> dict[str, Any]:
     if right is None or not 0 <= right <= 1:
         what = f"{sample['metric']} is {right}" if right is not None else f"none of {', '.join(sample['metrics'])} is a number"
         raise ValueError(f"{example_id}: {what}, and only figures of single examples in [0, 1] can be compared")
-    said = {"answer": sample["answer"], "right": right, "valid": bool(sample["answer"].strip())}
+    said = {"answer": sample["answer"], "right": right, "valid": None}  # no form is known
     unread = dict.fromkeys(("nats", "tokens", "part", "whole"))
     who = {"example_id": example_id, "image": sample["image"] or example_id, "split": request.split, "task": sample["task"]}
     return {**who, **said, **unread}

@@ -35,14 +35,17 @@ def run(request: Request, output: Path) -> None:
         request.adapter or "",
         request.dtype,
         batch_size=request.batch_size,
-        max_new_tokens=request.max_new_tokens,
         images=str(output / IMAGES),
         progress=lambda done, total: print(f"{request.split}, shard {request.shard}: {done} of {total}", flush=True),
     )
     asked = [task for task in tasks if documents[task.config.task]]
     found = simple_evaluate(model=model, tasks=asked, task_manager=manager, bootstrap_iters=0, verbosity="ERROR")
     samples = [sample for task in asked for sample in _samples(task, documents[task.config.task], found, model)]
-    versions = {"lmms_eval": version("lmms_eval"), **{f"task {name}": str(number) for name, number in found["versions"].items()}}
+    judged = {task.config.task: sorted({str(s["metric"]) for s in samples if s["task"] == task.config.task}) for task in asked}
+    versions = {
+        "lmms_eval": version("lmms_eval"),
+        **{f"task {name}": f"{found['versions'][name]} by {' and '.join(metrics)}" for name, metrics in judged.items()},
+    }
     (output / SAMPLES).write_text(json.dumps(samples), encoding="utf-8")
     results = {"figures": _numbers(found["results"]), "versions": versions, "dtype": str(model.vlm.dtype)}
     (output / RESULTS).write_text(json.dumps(results), encoding="utf-8")
@@ -64,14 +67,17 @@ def _draw(task: Task, request: Request) -> list[int]:
     if request.limit and request.limit < number:
         places = sorted(random.Random(request.seed).sample(places, request.limit))
     places = places[request.shard :: request.num_shards]
-    for documents in (task.dataset, task.dataset_no_image):
+    for documents in {id(found): found for found in (task.dataset, task.dataset_no_image)}.values():  # one and the same in some tasks
         documents[split] = documents[split].select(places)
+    task.task_docs = task.eval_docs  # what filters read beside the answers
     return places
 
 
 def _samples(task: Task, places: list[int], found: Mapping[str, Any], model: Headwise) -> list[dict[str, Any]]:
     """One per document, judged by the first of the task's metrics that gives single documents a number. Raises ValueError if one lacks."""
-    name, metrics = task.config.task, [metric["metric"] for metric in task.config.metric_list or ()]
+    name, metrics = task.config.task, list(task._metric_fn_list)
+    if falling := [metric for metric in metrics if not task._higher_is_better.get(metric, True)]:
+        raise ValueError(f"{name}: {falling[0]} is better where it is lower, which a share of right answers is not")
     logged: dict[int, dict[str, Any]] = {}
     for sample in found["samples"][name]:
         logged.setdefault(sample["doc_id"], sample)  # of several filters the first
@@ -82,19 +88,26 @@ def _samples(task: Task, places: list[int], found: Mapping[str, Any], model: Hea
         sample = logged[number]
         figures = {metric: value for metric in metrics if (value := _number(sample.get(metric))) is not None}
         metric = next(iter(figures), None)
-        said = sample["filtered_resps"][0] if sample["filtered_resps"] else ""
         samples.append(
             {
                 "task": name,
                 "document": place,
                 "image": model.image_names.get((name, number)),
-                "answer": said if isinstance(said, str) else json.dumps(said),
+                "content": sample["doc_hash"],
+                "answer": _said(sample["filtered_resps"]),
                 "metrics": metrics,
                 "metric": metric,
                 "right": figures[metric] if metric else None,
             }
         )
     return samples
+
+
+def _said(responses: list[Any]) -> str:
+    """The answer, or the place of the choice with the least nats."""
+    if responses and not isinstance(responses[0], str) and len(responses[0]) == 2:
+        return str(min(range(len(responses)), key=lambda place: responses[place][0]))
+    return str(responses[0]) if responses else ""
 
 
 def _number(value: Any) -> float | None:

@@ -141,8 +141,9 @@ def _beside(split: str, models: Mapping[str, pl.DataFrame]) -> Table | None:
     return Table("Beside the accuracy", ("", *figures), rows)
 
 
-def _share(values: pl.Series) -> float:
-    return float(values.cast(pl.Float64).to_numpy().mean())
+def _share(values: pl.Series) -> float | None:
+    known = values.cast(pl.Float64).drop_nulls()
+    return float(known.to_numpy().mean()) if len(known) else None
 
 
 def _reach(comparison: Comparison) -> float:

@@ -143,7 +143,7 @@ def test_refcoco_reads_the_authors_pickle_and_runs_nothing_in_it(tmp_path: Path)
     ("name", "texts"),
     [
         ("sst2", {"Review: it 's a charming journey .": "positive", 'Review: unflinchingly "bleak" and desperate': "negative"}),
-        ("mr", {"Review: a café of a film": "positive", "Review: simplistic , silly and tedious .": "negative"}),
+        ("mr", {"Review: a café of a film": "positive", "Review: simplistic , silly \x85 and tedious .": "negative"}),
         (
             "subj",
             {

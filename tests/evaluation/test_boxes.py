@@ -15,6 +15,9 @@ from headwise.examples import Example
         ("<ref>dog</ref><box>[[100, 200, 500, 600]]</box>", (0.1, 0.2, 0.5, 0.6)),  # InternVL's
         ("<loc0256><loc0128><loc0768><loc0512> dog", (0.125, 0.25, 0.5, 0.75)),  # PaliGemma's: y first, of 1,024
         ("0.1 0.2 0.5 0.6 and 0.3 0.3 0.4 0.4", (0.1, 0.2, 0.5, 0.6)),  # the first
+        ("[0.12, 0.33, 0.98, 1.01]", (0.12, 0.33, 0.98, 1)),  # overhangs by little
+        ("[0.5000, 0.2000, 1.0008, 0.9000]", (0.5, 0.2, 1, 0.9)),
+        ("[12.5, 20.0, 300.5, 400.0]", None),  # pixels, with fractions: of what size nobody knows
         ("[0.5, 0.2, 0.1, 0.6]", None),  # no area
         ("[0.1, 0.2, 0.1, 0.6]", None),
         ("[0.1, 0.2, 0.5]", None),

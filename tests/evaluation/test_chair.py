@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from headwise.evaluation.chair import chair_rule, mentions, objects_in, read_synonyms, vocabulary_of
+from headwise.evaluation.chair import chair_rule, mentions, objects_in, read_synonyms, vocabulary_of, with_double_words
 from headwise.examples import Example
 
 NAMES = {
@@ -52,6 +52,24 @@ def test_which_objects_a_text_mentions(text: str, found: list[str]) -> None:
 def test_hallucinations_by_hand(answer: str, there: tuple[str, ...], judged: tuple[int, bool, int, int]) -> None:
     found = chair_rule(VOCABULARY)(answer, Example("q", "a.jpg", None, "Describe the image.", there, None, "chair", "coco"))
     assert (found.right, found.valid, found.part, found.whole) == judged
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a baby elephant and an adult cat", ["elephant", "cat"]),
+        ("a baby with a bear cub", ["person", "bear"]),
+        ("a passenger train on a train track", ["train"]),
+        ("a passenger jet", ["airplane"]),
+        ("two toilet seats", ["toilet"]),
+        ("a seat beside the home plate and a plate", ["chair", "plate"]),
+        ("a man in a bow tie", ["person", "tie"]),
+    ],
+)
+def test_words_that_mean_something_else_together_as_in_the_authors_program(text: str, found: list[str]) -> None:
+    singles = dict.fromkeys(("baby", "adult", "man", "passenger"), "person") | {"jet": "airplane", "seat": "chair", "toilet": "toilet"}
+    names = singles | {name: name for name in ("elephant", "cat", "bear", "train", "plate", "tie")}
+    assert mentions(text, vocabulary_of(with_double_words(names))) == found
 
 
 def test_synonyms_are_read_as_the_authors_write_them(tmp_path: Path) -> None:

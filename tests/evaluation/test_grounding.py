@@ -52,13 +52,19 @@ def test_pointing_and_overlap_by_hand(attention: list[float], mask: np.ndarray, 
     assert (judged.right, judged.part, judged.whole, judged.valid) == (hit, pytest.approx(iou), 1, True)
 
 
+def test_an_object_outside_what_the_model_sees_is_no_hit() -> None:
+    """A processor that crops the middle: the first column of pixels is in no cell."""
+    middle = (View(2, 2, 0.0, 0.25, 1.0, 0.75),)
+    with pytest.raises(BadExample, match="covers no visual token"):
+        judge_map(np.array([0.7, 0.1, 0.1, 0.1]), pixels((0, 0), (1, 0)), middle)
+    assert judge_map(np.array([0.7, 0.1, 0.1, 0.1]), pixels((0, 1), (1, 1)), middle).right == 1
+
+
 def test_a_box_is_its_pixels_and_never_none() -> None:
     image = Image.new("RGB", (10, 20))
-    mask = box_mask(Example("q", "a", None, "?", ("[0.1, 0.5, 0.4, 0.9]",), "dog", "val", "grounding"), image)
+    mask = box_mask((0.1, 0.5, 0.4, 0.9), image)
     assert mask.shape == (20, 10) and mask.sum() == 8 * 3 and mask[10:18, 1:4].all()
-    assert box_mask(Example("q", "a", None, "?", ("[0.99, 0.99, 1, 1]",), "dog", "val", "grounding"), image).sum() == 1
-    with pytest.raises(BadExample, match="is no box"):
-        box_mask(Example("q", "a", None, "?", ("left",), "dog", "val", "grounding"), image)
+    assert box_mask((0.99, 0.99, 1.0, 1.0), image).sum() == 1
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +102,8 @@ def test_scenes_are_looked_at_where_their_objects_are(scenes: Path) -> None:
 def test_refcocos_boxes_are_looked_at(tmp_path: Path) -> None:
     WRITERS["grounding"](tmp_path)
     questions = read_questions(Source(name="grounding", path=str(tmp_path)), tmp_path / "own")
-    assert questions.mask is box_mask and all(e.split == "grounding" and e.id.startswith("grounding/") for e in questions.examples)
+    assert all(e.split == "grounding" and e.id.startswith("grounding/") and e.answers == (e.phrase,) for e in questions.examples)
+    assert not any("[" in e.question + e.answers[0] for e in questions.examples), "the box is not shown to the model"
     found, bad = ground(tiny.tiny_vlm(), questions, Evaluation(batch_size=4), lambda _done, _all: None)
     assert not bad and len(found) == len(questions.examples) and found["nats"].null_count() == len(found)
 

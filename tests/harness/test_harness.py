@@ -1,7 +1,7 @@
 """lmms-eval on a task of our own with the embedded model, base and calibrated: the figures of the native evaluation, answer by answer."""
 
 import json
-import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -22,13 +22,14 @@ from headwise.evaluation.statistics import Statistics
 from headwise.evaluation.table import read_answers
 from headwise.examples import CAPTION, Example, read_examples
 from headwise.files import MANIFEST, read_json, write_json
-from headwise.harness.request import HARNESS, RESULTS, SAMPLES, Request, ask_harness, harness_python
+from headwise.harness.request import HARNESS, RESULTS, SAMPLES, TRACEBACK, Request, ask_harness, harness_python
 from headwise.observation import EMBEDDED, Observation
 from headwise.selection import SELECTION_FILE, Criterion, Selection
 from tasks.benchmark import write_benchmark, write_harnessed
 from tasks.calibration import calibrate
 
 SETTINGS = Evaluation(max_new_tokens=8)
+METRIC = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, "ignore_case": True, "ignore_punctuation": True}
 TASK = {
     "dataset_path": "json",
     "test_split": "test",
@@ -44,6 +45,20 @@ TASK = {
 CODE = """from PIL import Image
 def doc_to_visual(doc):
     return [Image.open(path) for path in doc["images"]]
+"""
+FILTER = """filter_list:
+  - name: known
+    filter:
+      - function: !function code.Known
+      - function: take_first
+"""
+KNOWN = """
+from lmms_eval.filters.transformation import MapFilter
+class Known(MapFilter):
+    def __init__(self):
+        super().__init__({})
+    def apply(self, resps, docs):
+        return [[doc["answer"]] for doc, _ in zip(docs, resps)]
 """
 ARMS = ("base", "top")
 
@@ -64,37 +79,35 @@ def documents_of(images: Path, examples: list[Example]) -> list[dict[str, object
 
 def request(folder: Path, task: str, **fields: object) -> Request:
     asked = {"split": f"lmms-{task}", "task": task, "folder": str(folder), "model": EMBEDDED, "adapter": None, "dtype": "auto"}
-    sizes = {"batch_size": 16, "max_new_tokens": 8, "limit": 0, "seed": 0, "shard": 0, "num_shards": 1}
+    sizes = {"batch_size": 16, "limit": 0, "seed": 0, "shard": 0, "num_shards": 1}
     return Request(**asked | sizes | fields)
 
 
 class TestReading:
     """What lmms-eval left is read back, by an interpreter that leaves it."""
 
-    def python(self, folder: Path, samples: list[dict[str, object]] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def python(self, folder: Path, samples: list[dict[str, object]] | None, monkeypatch: pytest.MonkeyPatch, said: str = "") -> None:
         python = folder / "bin" / "python"
         python.parent.mkdir(parents=True)
         results = {"figures": {"t": {"exact_match,none": 0.5}}, "versions": {"lmms_eval": "0.7.3"}, "dtype": "torch.float32"}
         written = "".join(
             f"cat > $4/{name} <<'E'\n{json.dumps(content)}\nE\n" for name, content in ((SAMPLES, samples), (RESULTS, results))
         )
-        python.write_text(
-            "#!/bin/sh\n" + ("echo asking\n" + written if samples is not None else "echo 'ValueError: no such thing'\nexit 1\n")
-        )
+        python.write_text("#!/bin/sh\n" + ("echo asking\n" + written if samples is not None else f"cat <<'E'\n{said}\nE\nexit 1\n"))
         python.chmod(0o755)
         monkeypatch.setenv(HARNESS, str(folder))
 
     def sample(self, document: int, right: float | None) -> dict[str, object]:
-        said = {"answer": "yes", "metrics": ["bleu"], "metric": None if right is None else "score", "right": right}
+        said = {"answer": "yes", "metrics": ["bleu"], "metric": None if right is None else "score", "right": right, "content": "d"}
         return {"task": "t", "document": document, "image": None, **said}
 
     def test_rows_by_example(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.python(tmp_path / "env", [{**self.sample(k, k % 2), "answer": "" if k == 2 else "yes"} for k in (2, 1)], monkeypatch)
+        self.python(tmp_path / "env", [self.sample(k, k % 2) for k in (2, 1)], monkeypatch)
         heard: list[str] = []
         found = ask_harness(request(tmp_path, "t"), tmp_path, heard.append)
         assert heard == ["asking"] and found.dtype == "torch.float32" and found.figures["t"] == {"exact_match,none": 0.5}
         rows = found.answers.select("example_id", "image", "split", "task", "right", "valid").rows()
-        assert rows == [("lmms-t/t/1", "lmms-t/t/1", "lmms-t", "t", 1.0, True), ("lmms-t/t/2", "lmms-t/t/2", "lmms-t", "t", 0.0, False)]
+        assert rows == [("lmms-t/t/1", "lmms-t/t/1", "lmms-t", "t", 1.0, None), ("lmms-t/t/2", "lmms-t/t/2", "lmms-t", "t", 0.0, None)]
 
     @pytest.mark.parametrize(
         ("right", "message"),
@@ -111,9 +124,20 @@ class TestReading:
         with pytest.raises(ValueError, match=message):
             ask_harness(request(tmp_path, "t"), tmp_path, print)
 
-    def test_a_failure_is_told_in_its_own_words(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.python(tmp_path / "env", None, monkeypatch)
-        with pytest.raises(ValueError, match=r"^lmms-eval failed at t: no such thing$"):
+    @pytest.mark.parametrize(
+        ("said", "reason"),
+        [
+            (f"asking\n{TRACEBACK}\n  File x\nValueError: no such thing", "no such thing"),
+            (f"{TRACEBACK}\n  a\nheadwise.examples.BadExample: too long", "too long"),
+            (f"{TRACEBACK}\n  a\nKeyError: 'b'\n\n{TRACEBACK}\n  c\nRetryError: d", "KeyError: 'b'"),
+            (f"{TRACEBACK}\n  a\nAssertionError\nbar 100 %", "AssertionError"),
+            ("Killed", "Killed"),
+            ("", "no word"),
+        ],
+    )
+    def test_a_failure_is_told_in_its_own_words(self, said: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.python(tmp_path / "env", None, monkeypatch, said)
+        with pytest.raises(ValueError, match=f"^lmms-eval failed at t: {re.escape(reason)}$"):
             ask_harness(request(tmp_path, "t"), tmp_path, print)
 
     def test_an_environment_that_is_not_there_is_named_before_anything_runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +223,7 @@ class TestWithTheEmbeddedModel:
     def test_the_manifest_says_by_what_and_the_arms_compare(self, place: Path) -> None:
         folders = [place / "data/benchmarks/lmms-mypope" / arm / "shard=00" for arm in ARMS]
         manifest = read_json(folders[0] / MANIFEST)
-        assert manifest["protocol"] == "lmms_eval 0.7.3, task mypope 3" and manifest["shards"] == 1
+        assert manifest["protocol"] == "lmms_eval 0.7.3, task mypope 3 by exact_match" and manifest["shards"] == 1
         figures = manifest["lmms_eval"]
         assert isinstance(figures, dict) and 0 < figures["mypope"]["exact_match,none"] <= 1
         check_conditions(folders)
@@ -218,11 +242,24 @@ class TestWithTheEmbeddedModel:
         rows = pl.concat(shards).sort("example_id")
         assert rows["example_id"].to_list() == [f"lmms-chosen/chosen/{number}" for number in range(5)] and rows["right"].mean() >= 0.4
 
+    def test_filters_see_the_documents_that_were_asked(self, place: Path, tmp_path: Path) -> None:
+        """A filter that puts each document's own answer in the place of what was said: right for every one, whichever are drawn."""
+        examples = [e for e in read_examples(place / "data/images", "evaluation") if e.task != CAPTION][:6]
+        documents = documents_of(place / "data/images", examples)
+        folder = define(tmp_path / "task", "filtered", documents, process_results_use_image=True, generation_kwargs={"max_new_tokens": 1})
+        with (folder / "filtered.yaml").open("a") as definition:
+            definition.write(FILTER)
+        with (folder / "code.py").open("a") as code:
+            code.write(KNOWN)
+        found = ask_harness(request(folder, "filtered", limit=4, seed=1, shard=1, num_shards=2), tmp_path, print)
+        assert len(found.answers) == 2 and found.answers["right"].to_list() == [1, 1]
+
     @pytest.mark.parametrize(
         ("fields", "images", "message"),
         [
             ({}, 2, "shows 2 things .*Headwise asks about one image"),
             ({"generation_kwargs": {"do_sample": True, "temperature": 0.7}}, 1, "samples its answers, and Headwise's are greedy"),
+            ({"metric_list": [{**METRIC, "higher_is_better": False}]}, 1, "exact_match is better where it is lower"),
         ],
     )
     def test_what_cannot_be_asked_is_refused(
@@ -247,17 +284,23 @@ class TestWithTheEmbeddedModel:
             ask_harness(request(tmp_path, "nowhere"), tmp_path, print)
 
     def test_lmms_evals_own_command_finds_the_model(self, place: Path, tmp_path: Path) -> None:
-        examples = [e for e in read_examples(place / "data/images", "evaluation") if e.task != CAPTION][:4]
+        examples = [e for e in read_examples(place / "data/images", "evaluation") if e.task != CAPTION][:16]
         folder = define(tmp_path / "task", "own", documents_of(place / "data/images", examples))
-        command = [
-            harness_python().with_name("lmms-eval"),
-            "--model",
-            "headwise",
-            "--model_args",
-            f"adapter={place / 'top'}",
-            "--tasks",
-            "own",
-        ]
-        options = ["--include_path", folder, "--output_path", tmp_path / "out", "--log_samples"]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
-        assert "exact_match" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
+
+        def command(arguments: str) -> subprocess.CompletedProcess[str]:
+            start = [harness_python().with_name("lmms-eval"), "--model", "headwise", "--model_args", arguments, "--tasks", "own"]
+            options = ["--include_path", folder, "--output_path", tmp_path / "out", "--log_samples", "--verbosity", "DEBUG"]
+            return subprocess.run([*start, *options, "--batch_size", "4"], capture_output=True, text=True, check=False)
+
+        done = command(f"adapter={place / 'top'}")
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        (samples,) = (tmp_path / "out").rglob("*_samples_own.jsonl")
+        said = [json.loads(line)["filtered_resps"][0] for line in samples.read_text().splitlines()]
+        found = {}
+        for arm, adapter in (("base", None), ("top", str(place / "top"))):
+            (tmp_path / arm).mkdir()
+            asked = ask_harness(request(folder, "own", adapter=adapter, batch_size=4), tmp_path / arm, print)
+            found[arm] = asked.answers.sort(pl.col("example_id").str.split("/").list.last().cast(pl.Int64))["answer"].to_list()
+        assert said == found["top"] != found["base"]
+        wrong = command("adaptor=x")
+        assert "unexpected keyword argument 'adaptor'" in wrong.stdout + wrong.stderr

@@ -58,7 +58,7 @@ def test_two_models_are_compared_setting_by_setting(model: Path, tmp_path: Path)
     better = base.with_columns(right=pl.lit(1.0, pl.Float32))
     found = {c.task: c for c in compare(base, better, Statistics(bootstrap=200, sign_flips=200))}
     assert set(found) == {None, "random", "popular", "adversarial"} and all(c.split == "pope" for c in found.values())
-    ask(model, "pope", tmp_path / "pope", tmp_path, arm="top", limit=1, number=1)
+    ask(model, "pope", tmp_path / "pope", tmp_path, arm="top", limit=2, number=1)
     with pytest.raises(ValueError, match="source is"):
         check_conditions([tmp_path / "benchmarks/pope" / arm / "shard=00" for arm in ("base", "top")])
 
