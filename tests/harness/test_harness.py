@@ -295,7 +295,7 @@ class TestWithTheEmbeddedModel:
         done = command(f"adapter={place / 'top'}")
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         (samples,) = (tmp_path / "out").rglob("*_samples_own.jsonl")
-        said = [json.loads(line)["filtered_resps"][0] for line in samples.read_text().splitlines()]
+        said = [json.loads(line)["filtered_resps"] for line in samples.read_text().splitlines()]
         found = {}
         for arm, adapter in (("base", None), ("top", str(place / "top"))):
             (tmp_path / arm).mkdir()
