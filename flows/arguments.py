@@ -9,6 +9,8 @@ import yaml
 from pydantic import TypeAdapter
 
 from flows.parameters import COMPOSED, SECTIONS, Composed, Kinds, Night, data_name, validated
+from headwise.benchmarks.benchmark import LMMS
+from headwise.benchmarks.registry import BENCHMARKS
 
 ARGUMENTS = ("images.kind", "images.path", "attention.model")
 """The fields that an argument of the command says already."""
@@ -79,6 +81,8 @@ def _benchmark(text: str) -> dict[str, Any]:
     text, _, prompt = text.partition(",prompt=")
     first, *others = text.split(",")
     name, _, path = first.partition("=")
+    if name.strip() not in BENCHMARKS and not name.strip().startswith(LMMS):
+        raise ValueError(f"--benchmark {text}: no benchmark {name.strip()!r}; there are {', '.join(BENCHMARKS)}, and {LMMS}TASK")
     content: dict[str, Any] = {"name": name.strip(), "path": path.strip()}
     for pair in others:
         field, equals, value = pair.partition("=")

@@ -302,6 +302,7 @@ def benchmarks() -> None:
         from headwise.benchmarks.registry import BENCHMARKS, OWN
 
         rows = [(one.name, ", ".join(one.files), "yes" if one.name in OWN else "", one.protocol) for one in BENCHMARKS.values()]
+        rows.append(("lmms-TASK", "", "", "any task of lmms-eval, by its own rules; `make harness` installs it"))
         print_table("Benchmarks", ("name", "official files", "own data too", "protocol"), rows)
 
 

@@ -44,7 +44,7 @@ LEADERBOARD = pa.schema(
     ]
 )
 """One file per MLflow run: runs that end together do not wait for each other. `protocol`: of a benchmark; `task` null: a headline."""
-COLUMNS = ("time", "run", "model", "arm", "split", "metric", "before", "after", "95 % interval", "verdict")
+COLUMNS = ("time", "run", "model", "arm", "split", "metric", "questions", "before", "after", "95 % interval", "verdict")
 
 
 def record(pipeline: Pipeline, settings: Parameters, comparisons: Mapping[str, Sequence[Comparison]]) -> Path:
@@ -95,7 +95,9 @@ def ranked(split: str | None, metric: str | None, *, tasks: bool) -> tuple[pl.Da
 
 def _cells(row: Mapping[str, object]) -> tuple[str, ...]:
     split = f"{row['split']}, {row['task']}" if row["task"] else str(row["split"])
-    figures = (f"{row['before']:.4g}", f"{row['after']:.4g}", f"{row['low']:.4g} to {row['high']:.4g}")
+    changed = row["metric"] == "perplexity" or row["low"] != 0 or row["high"] != 0
+    interval = f"{row['low']:.4g} to {row['high']:.4g}" if changed else "no answer changed"
+    figures = (str(row["num_examples"]), f"{row['before']:.4g}", f"{row['after']:.4g}", interval)
     who = (f"{row['time']:%Y-%m-%d %H:%M}", *(str(row[name]) for name in ("run", "model", "arm")))
     return (*who, split, str(row["metric"]), *figures, str(row["verdict"]))
 

@@ -20,7 +20,7 @@ from headwise.calibration.settings import Lora
 from headwise.data import COMPOSED, MASK_FILES, Composed, DataSource, has_masks, photographs
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.statistics import Statistics
-from headwise.harness.request import harness_python
+from headwise.harness.request import check_task, harness_python
 from headwise.hub import TRANSFORMERS_FILES, commit, weights_digest, weights_folder
 from headwise.masks.settings import Grounding, Masks, Segmentation, files_of, weights_folders
 from headwise.observation import EMBEDDED, Observation
@@ -249,6 +249,7 @@ def _located_task(source: Source) -> Source:
         raise ValueError(f"benchmark {source.name}: lmms-eval's tasks bring their own images and prompts")
     if source.path and not Path(source.path).expanduser().is_dir():
         raise ValueError(f"benchmark {source.name}: {source.path!r}: no such folder; give the one that defines the task")
+    check_task(str(source.harnessed), source.path)
     return replace(source, path=source.path and _from_root(source.path))
 
 

@@ -82,10 +82,9 @@ def _target(comparisons: Sequence[Comparison]) -> Comparison | None:
 
 
 def _gain(rival: str, target: Comparison) -> Verdict:
-    """By the target's own p-value: it was named before any run, whatever else is measured beside it."""
-    why = "the interval is not below 1" if target.high >= 1 else f"p = {target.p_value:.2g}"
-    is_gain = "is a gain" if target.gain_alone else f"is no gain, {why}"
-    return Verdict(target.gain_alone, f"against {rival} {_words(target)} {is_gain}")
+    why = "the interval is not below 1" if target.high >= 1 else f"its p-value, adjusted for all headlines, is {target.p_holm:.2g}"
+    is_gain = "is a gain" if target.gain else f"is no gain, {why}"
+    return Verdict(target.gain, f"against {rival} {_words(target)} {is_gain}")
 
 
 def _words(comparison: Comparison) -> str:

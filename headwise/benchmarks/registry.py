@@ -84,6 +84,15 @@ def authors_figures(split: str, answers: pl.DataFrame) -> dict[str, float | None
 
 
 def files_digest(source: Source) -> str:
-    """SHA-256 of the benchmark's files, the images apart; empty for one made from the run's own data, or that lmms-eval has of its own."""
+    """SHA-256 of the benchmark's files, the images apart; empty for one made from the run's own data, or that lmms-eval has of its own.
+
+    Raises ValueError if there is no such file.
+    """
     patterns = [f"**/{pattern}" for pattern in (TASK_FILES if source.harnessed else BENCHMARKS[source.name].files)]
-    return weights_digest(dataset_folder(source.path), patterns) if source.path else ""
+    if not source.path:
+        return ""
+    folder = dataset_folder(source.path)
+    if not any(path.is_file() for pattern in patterns for path in folder.glob(pattern)):
+        wanted = ", ".join(pattern.removeprefix("**/") for pattern in patterns)
+        raise ValueError(f"benchmark {source.name}: none of its files ({wanted}) in {source.path}")
+    return weights_digest(folder, patterns)

@@ -79,15 +79,10 @@ class Comparison:
 
     @property
     def gain(self) -> bool:
-        """`gain_alone`, and the p-value adjusted for the rows of its level is below 5 %: the luckiest of many tasks is no gain."""
-        return self.gain_alone and self.p_holm < 1 - LEVEL
-
-    @property
-    def gain_alone(self) -> bool:
-        """The whole interval is on the better side (one that touches "no change" is no gain) and the p-value below 5 %: for the one measure
-        that was chosen before anything was measured, which other measures beside it do not change.
+        """The whole interval is on the better side, and the p-value adjusted for the rows of its level is below 5 %: one that touches "no
+        change" is no gain, and neither is the luckiest of many measures.
         """
-        return self._beyond(SCALES[self.metric].better) and self.p_value < 1 - LEVEL
+        return self._beyond(SCALES[self.metric].better) and self.p_holm < 1 - LEVEL
 
     @property
     def loss(self) -> bool:
@@ -179,14 +174,14 @@ def _compare_accuracy(pairs: pl.DataFrame, split: str, task: str | None, setting
     sums = cluster_sums(right_after - right, np.ones(len(pairs)), pairs["image"].to_numpy())
     independent = pairs["image"].n_unique() == len(pairs) and bool(np.isin([right, right_after], (0.0, 1.0)).all())
     found = _comparison(pairs, sums, "accuracy", split, task, (float(right.mean()), float(right_after.mean())), settings)
-    is_same = bool((right == right_after).all())
-    unchanged = (1 - settings.margin) ** len(pairs) if is_same else 0.0
+    none_lost, none_won = bool((right_after >= right).all()), bool((right_after <= right).all())
+    unseen = (1 - settings.margin) ** len(pairs)  # the chance that so many questions show none of a true loss of the margin
     return replace(
         found,
-        detectable=max(found.detectable, least_loss(len(pairs))) if is_same else found.detectable,
+        detectable=max(found.detectable, least_loss(len(pairs))) if none_lost and none_won else found.detectable,
         p_mcnemar=mcnemar(right == 1, right_after == 1) if independent else None,
-        p_not_worse=max(found.p_not_worse, unchanged),
-        p_equivalent=max(found.p_equivalent, unchanged),
+        p_not_worse=max(found.p_not_worse, unseen if none_lost else 0.0),
+        p_equivalent=max(found.p_equivalent, unseen if none_lost or none_won else 0.0),
     )
 
 

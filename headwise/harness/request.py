@@ -66,6 +66,18 @@ def harness_python() -> Path:
     return python
 
 
+def check_task(task: str, folder: str) -> None:
+    """Raises ValueError if no file of lmms-eval, nor of the folder, names such a task, group or tag."""
+    named = re.compile(rf"^(?:(?:task|group|tag)\s*:|\s*-)\s*[\"']?{re.escape(task)}[\"']?\s*$", re.MULTILINE)
+    places = (
+        [Path(folder).expanduser()] if folder else sorted(harness_python().parents[1].glob("lib/python*/site-packages/lmms_eval/tasks"))
+    )
+    files = (path for place in places for path in place.rglob("*") if path.is_file() and path.name.endswith("yaml"))
+    if not any(named.search(path.read_text(encoding="utf-8", errors="replace")) for path in files):
+        where = f"{folder} defines no task {task!r}" if folder else f"lmms-eval has no task {task!r}"
+        raise ValueError(f"{where} (`.harness/bin/lmms-eval tasks list` shows its own)")
+
+
 def ask_harness(request: Request, output: Path, log: Callable[[str], object]) -> Found:
     """Run the request in the harness's environment; its images and files are left in `output`, its lines handed to `log`.
 

@@ -128,7 +128,7 @@ def _split_results(split: str, rows: Compared, models: Mapping[str, pl.DataFrame
         beside = _beside(split, {arm: answers.filter(pl.col("split") == split) for arm, answers in models.items()})
     except ValueError as error:
         beside, note = None, f"{note}. {error}"
-    return SplitResults(TITLES.get(split, split), measures, beside, note)
+    return SplitResults(TITLES.get(split, f"Benchmark: {split}"), measures, beside, note)
 
 
 def _beside(split: str, models: Mapping[str, pl.DataFrame]) -> Table | None:

@@ -176,6 +176,14 @@ def test_where_no_answer_changed_not_worse_is_as_sure_as_the_number_of_questions
         assert headline(compare(frame, frame, SETTINGS), "perplexity").p_not_worse == 1, "nothing varies, so nothing is known"
 
 
+def test_two_gains_and_no_loss_make_a_small_sample_no_surer_that_nothing_is_lost():
+    before = table(images=10).with_columns(right=pl.when(pl.col("right").is_not_null()).then(pl.lit(0.0, pl.Float32)))
+    first = before.filter(pl.col("right").is_not_null())["example_id"].to_list()[:2]
+    after = before.with_columns(right=pl.when(pl.col("example_id").is_in(first)).then(pl.lit(1.0, pl.Float32)).otherwise("right"))
+    found = headline(compare(before, after, SETTINGS), "accuracy")
+    assert found.p_not_worse >= 0.98**20 and found.after > found.before
+
+
 def test_not_worse_and_equivalent_are_asked_at_the_margin():
     before = table(3, images=200)
     worse = before.with_columns(nats=pl.col("nats") + 0.03 * pl.col("tokens"))

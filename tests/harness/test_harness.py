@@ -154,7 +154,18 @@ def test_a_task_brings_its_own_images_and_prompts(tmp_path: Path, monkeypatch: p
         located_benchmark(Source(name="lmms-mmmu_val", prompt="?"))
     with pytest.raises(ValueError, match="no such folder; give the one that defines the task"):
         located_benchmark(Source(name="lmms-mmmu_val", path=str(tmp_path / "nowhere")))
-    assert located_benchmark(Source(name="lmms-mmmu_val")).path == ""
+    tasks = tmp_path / "lib/python3/site-packages/lmms_eval/tasks/mmmu"
+    tasks.mkdir(parents=True)
+    (tasks / "val.yaml").write_text('include: x\ntask: "mmmu_val"\n')
+    (tasks / "_default_template_yaml").write_text("group: mmmu\ntask:\n- mmmu_val\n- mmmu_test\n")
+    for name in ("mmmu_val", "mmmu_test", "mmmu"):
+        assert located_benchmark(Source(name=f"lmms-{name}")).path == ""
+    with pytest.raises(ValueError, match="lmms-eval has no task 'mmmu_va'"):
+        located_benchmark(Source(name="lmms-mmmu_va"))
+    folder = define(tmp_path / "own", "mine", [])
+    assert located_benchmark(Source(name="lmms-mine", path=str(folder))).path == str(folder)
+    with pytest.raises(ValueError, match="own defines no task 'mmmu_val'"):
+        located_benchmark(Source(name="lmms-mmmu_val", path=str(folder)))
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ def test_a_benchmark_shows_its_authors_figures_and_the_valid_answers_of_every_mo
     base = {("a", "random"): [("yes", 1.0), ("yes", 0.0)], ("b", "random"): [("", 0.0), ("no", 1.0)]}
     better = {("a", "random"): [("yes", 1.0), ("no", 1.0)], ("b", "random"): [("yes", 1.0), ("no", 1.0)]}
     models = {arm: asked(arm, "pope", better if arm == "top" else base) for arm in ("base", "top", "bottom")}
-    (pope,) = (split for split in with_benchmark(workspace, tmp_path, "pope", models).splits if split.title == "pope")
+    (pope,) = (split for split in with_benchmark(workspace, tmp_path, "pope", models).splits if split.title == "Benchmark: pope")
     assert pope.beside is not None and pope.beside.columns == ("", "base", "top", "bottom")
     rows = {row[0]: row[1:] for row in pope.beside.rows}
     assert rows["valid answers"] == ("0.75", "1", "0.75")
@@ -146,5 +146,5 @@ def test_a_benchmark_shows_its_authors_figures_and_the_valid_answers_of_every_mo
 
 def test_figures_that_the_answers_are_not_enough_for_are_told_and_not_shown(workspace: Path, tmp_path: Path) -> None:
     models = {arm: asked(arm, "mme", {("a", "count"): [("Yes", 1.0)], ("b", "count"): [("No", 1.0)]}) for arm in ("base", "top", "bottom")}
-    (mme,) = (split for split in with_benchmark(workspace, tmp_path, "mme", models).splits if split.title == "mme")
+    (mme,) = (split for split in with_benchmark(workspace, tmp_path, "mme", models).splits if split.title == "Benchmark: mme")
     assert mme.beside is None and "MME, count: a has 1 questions answered, where the score pairs two of each image" in mme.note
