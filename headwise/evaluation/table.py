@@ -1,5 +1,6 @@
 """answers.parquet and metrics.json: what one model answered, example by example and summed up."""
 
+from collections import Counter
 from pathlib import Path
 
 import polars as pl
@@ -7,7 +8,7 @@ import pyarrow as pa
 
 from headwise.evaluation.perplexity import corpus_perplexity
 from headwise.examples import CAPTION
-from headwise.files import read_table
+from headwise.files import MANIFEST, read_json, read_table
 
 ANSWERS_FILE, METRICS_FILE = "answers.parquet", "metrics.json"
 BASE, CHAMPION = "base", "champion"
@@ -35,6 +36,10 @@ null where it is not read; `part` of `whole` is what a rule counts beside `right
 hallucinated of all objects mentioned."""
 
 
+class Incomplete(ValueError):
+    """Some shards of a benchmark have answers and others have none: what there is says nothing of the whole."""
+
+
 def answer_folders(data: Path, arm: str) -> dict[str, Path]:
     """Where an arm's answers are, by what was asked: its own data, and each shard of a benchmark."""
     own = {"data": data / "evaluations" / arm} if (data / "evaluations" / arm / ANSWERS_FILE).is_file() else {}
@@ -43,10 +48,18 @@ def answer_folders(data: Path, arm: str) -> dict[str, Path]:
 
 
 def read_answers(data: Path, arm: str) -> pl.DataFrame:
-    """All that an arm answered, benchmarks included. Raises ValueError naming a file that is not there or cannot be read."""
+    """All that an arm answered, benchmarks included.
+
+    Raises ValueError if there is nothing, or naming a file that cannot be read, and Incomplete where a shard of a benchmark has no answers.
+    """
     folders = answer_folders(data, arm)
     if not folders:
         raise ValueError(f"{data}: no answers of {arm!r}")
+    shards = Counter(asked.partition(",")[0] for asked in folders)
+    for asked, folder in folders.items():
+        wanted = read_json(folder / MANIFEST).get("shards") if (folder / MANIFEST).is_file() else None
+        if wanted is not None and wanted != shards[asked.partition(",")[0]]:
+            raise Incomplete(f"{folder.parent}: {shards[asked.partition(',')[0]]} of {wanted} shards have answers")
     return pl.concat([read_table(folder / ANSWERS_FILE, ANSWERS) for folder in folders.values()])
 
 

@@ -12,7 +12,7 @@ from headwise.benchmarks.registry import BENCHMARKS, authors_figures
 from headwise.evaluation.compare import FORGETTING, SCALES, Comparison, Metric, compare
 from headwise.evaluation.conditions import conditions
 from headwise.evaluation.statistics import Statistics
-from headwise.evaluation.table import BASE, answer_folders, read_answers
+from headwise.evaluation.table import BASE, Incomplete, answer_folders, read_answers
 from headwise.report.records import Table, number
 
 ORDER = ("top", "bottom", "random", "all")
@@ -92,18 +92,27 @@ def read_results(data: Path, statistics: Statistics) -> Results:
     An arm that was evaluated on other data, with another model or under other settings is left over from an earlier run: it is named
     instead of compared.
     """
-    answers = {path.parent.name: read_answers(data, path.parent.name) for path in (data / "evaluations").glob("*/answers.parquet")}
+    asked = sorted(path.parent.name for path in (data / "evaluations").glob("*/answers.parquet"))
+    answers = {arm: found for arm in asked if (found := _complete(data, arm)) is not None}
     if BASE not in answers:
         return Results((), ())
     base, expected = answers.pop(BASE), _conditions(data, BASE)
     ids = set(base["example_id"])
-    arms = sort_arms(list(answers))
-    same = [arm for arm in arms if _conditions(data, arm) == expected and set(answers[arm]["example_id"]) == ids]
+    arms = sort_arms([arm for arm in asked if arm != BASE])
+    same = [arm for arm in arms if arm in answers and _conditions(data, arm) == expected and set(answers[arm]["example_id"]) == ids]
     rows = [(arm, comparison) for arm in same for comparison in compare(base, answers[arm], statistics)]
     splits = list(dict.fromkeys(comparison.split for _, comparison in rows))
     models = {BASE: base, **{arm: answers[arm] for arm in same}}
     compared = tuple(_split_results(split, [row for row in rows if row[1].split == split], models) for split in splits)
     return Results(compared, tuple(arm for arm in arms if arm not in same))
+
+
+def _complete(data: Path, arm: str) -> pl.DataFrame | None:
+    """None where a run was cut short between the shards of a benchmark."""
+    try:
+        return read_answers(data, arm)
+    except Incomplete:
+        return None
 
 
 def _conditions(data: Path, arm: str) -> dict[str, dict[str, object]]:

@@ -1,5 +1,6 @@
 """A benchmark asked of a small real model, in shards."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from headwise.evaluation.compare import compare
 from headwise.evaluation.conditions import check_conditions
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.statistics import Statistics
-from headwise.evaluation.table import ANSWERS, ANSWERS_FILE, answer_folders, read_answers
+from headwise.evaluation.table import ANSWERS, ANSWERS_FILE, Incomplete, answer_folders, read_answers
 from headwise.files import MANIFEST, read_json, read_table
 from headwise.observation import Observation
 from tasks.benchmark import write_benchmark
@@ -49,6 +50,22 @@ def test_shards_hold_every_answer_once_and_say_by_which_protocol(model: Path, tm
     ask(model, "pope", tmp_path / "pope", tmp_path / "whole", number=1)
     whole = read_answers(tmp_path / "whole", "base")
     assert answers.sort("example_id").select("example_id", "answer", "right").equals(whole.select("example_id", "answer", "right"))
+
+
+def test_a_shard_that_is_missing_or_cut_is_named(model: Path, tmp_path: Path) -> None:
+    WRITERS["pope"](tmp_path / "pope")
+    ask(model, "pope", tmp_path / "pope", tmp_path)
+    first, second = answer_folders(tmp_path, "base").values()
+    content = (second / ANSWERS_FILE).read_bytes()
+    (second / ANSWERS_FILE).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"shard=01/answers.parquet: not a readable Parquet file"):
+        read_answers(tmp_path, "base")
+    (second / ANSWERS_FILE).unlink()
+    with pytest.raises(Incomplete, match=r"pope/base: 1 of 2 shards have answers"):
+        read_answers(tmp_path, "base")
+    shutil.rmtree(first)
+    with pytest.raises(ValueError, match="no answers of 'base'"):
+        read_answers(tmp_path, "base")
 
 
 def test_two_models_are_compared_setting_by_setting(model: Path, tmp_path: Path) -> None:
