@@ -26,6 +26,7 @@ from flows.registry import (
     read_adapter,
     registered_name,
 )
+from headwise.arms import HEAD_ARMS
 from headwise.data import check_data
 from headwise.evaluation.compare import Comparison, compare
 from headwise.evaluation.conditions import check_conditions
@@ -86,8 +87,9 @@ def shared_stages(parameters: Parameters) -> list[str]:
 
 
 def arm_stages(arm: str, parameters: Parameters) -> list[str]:
-    """Select the arm's layers, train a LoRA on them, evaluate the calibrated model."""
-    return [f"selection@{arm}", f"calibration@{arm}", *evaluation_stages(arm, parameters)]
+    """Select the arm's layers and train a LoRA on them, or profile the heads and calibrate them; evaluate the calibrated model."""
+    calibration = ["profile", f"rah_lora@{arm}"] if arm in HEAD_ARMS else [f"selection@{arm}", f"calibration@{arm}"]
+    return [*calibration, *evaluation_stages(arm, parameters)]
 
 
 def evaluation_stages(arm: str, parameters: Parameters) -> list[str]:
@@ -98,7 +100,7 @@ def evaluation_stages(arm: str, parameters: Parameters) -> list[str]:
 
 def night_stages(parameters: Parameters) -> list[str]:
     """Every stage of a night."""
-    return [*shared_stages(parameters), *(stage for arm in parameters.arms for stage in arm_stages(arm, parameters))]
+    return list(dict.fromkeys([*shared_stages(parameters), *(stage for arm in parameters.arms for stage in arm_stages(arm, parameters))]))
 
 
 def compare_arms(folder: Path, before: str, after: str, settings: Statistics) -> list[Comparison]:

@@ -14,8 +14,10 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from headwise.arms import HEAD_ARMS, LAYER_ARMS, Arm
 from headwise.benchmarks.benchmark import Source
 from headwise.benchmarks.registry import OWN, files_digest
+from headwise.calibration.rah_lora.settings import RahLora
 from headwise.calibration.settings import Lora
 from headwise.data import COMPOSED, MASK_FILES, Composed, DataSource, has_masks, photographs
 from headwise.evaluation.settings import Evaluation
@@ -24,8 +26,9 @@ from headwise.harness.request import check_task, harness_python
 from headwise.hub import TRANSFORMERS_FILES, commit, weights_digest, weights_folder
 from headwise.masks.settings import Grounding, Masks, Segmentation, files_of, weights_folders
 from headwise.observation import EMBEDDED, Observation
+from headwise.profile.settings import Profile
 from headwise.scores.head_impact import HeadImpact
-from headwise.selection import Arm, Criterion
+from headwise.selection import Criterion
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -52,7 +55,11 @@ def distinct_names(sources: tuple[Source, ...]) -> tuple[Source, ...]:
 
 Arms = Annotated[
     tuple[Arm, ...],
-    Field(min_length=1, description="Which layers to calibrate; the first arm is the candidate, the others are its controls"),
+    Field(
+        min_length=1,
+        description="How to calibrate: a LoRA on the top, bottom, random or all layers, or RAH-LoRA (rah) and its controls; the first arm "
+        "is the candidate, the others are its controls",
+    ),
     AfterValidator(distinct),
 ]
 Kinds = Annotated[tuple[Composed, ...], Field(min_length=1), AfterValidator(distinct)]
@@ -86,6 +93,10 @@ class Parameters:
     scores: Annotated[HeadImpact, Field(description="How attention and masks become a score per head")] = HeadImpact()
     selection: Annotated[Criterion, Field(description="By which score, and how many layers")] = Criterion()
     calibration: Annotated[Lora, Field(description="The LoRA on the chosen layers")] = Lora()
+    profile: Annotated[Profile, Field(description="The unlabelled questions on which RAH-LoRA profiles heads and bounds its changes")] = (
+        Profile()
+    )
+    rah_lora: Annotated[RahLora, Field(description="Which heads RAH-LoRA changes, and how far")] = RahLora()
     evaluation: Annotated[Evaluation, Field(description="How models are asked")] = Evaluation()
     statistics: Annotated[Statistics, Field(description="How sure a comparison of two models has to be")] = Statistics()
     benchmarks: Benchmarks = ()
@@ -94,8 +105,8 @@ class Parameters:
 
     def as_params(self) -> dict[str, Any]:
         """The content of `params.yaml`: these fields with folders named from the root, benchmarks by name, and what DVC derives from them:
-        `source` and `weights`, the files to watch, `photographs`, `mask_weights` and `benchmark_files`, digests of what lies elsewhere, and
-        `evaluated` and `benchmark_names`, what to ask of whom.
+        `source` and `weights`, the files to watch, `photographs`, `mask_weights` and `benchmark_files`, digests of what lies elsewhere,
+        `layer_arms` and `head_arms`, the arms by what they choose, and `evaluated` and `benchmark_names`, what to ask of whom.
 
         Raises ValueError if the data or a model named here is nowhere, or the photographs are not installed, with the command for it.
         """
@@ -105,6 +116,8 @@ class Parameters:
             "source": source(self.images),
             "mask_weights": mask_weights(masks),
             "weights": weights(self.attention.model),
+            "layer_arms": [arm for arm in self.arms if arm in LAYER_ARMS],
+            "head_arms": [arm for arm in self.arms if arm in HEAD_ARMS],
             "evaluated": list(self.arms),
         }
         watched["photographs"] = photographs(self.images).digest() if self.images.kind == "photos" else ""

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -130,6 +130,13 @@ def write_table(table: pa.Table | pl.DataFrame, path: Path, schema: pa.Schema) -
     _check_columns(table.schema, path, schema)
     with new_file(path) as temporary:
         pq.write_table(table.select(schema.names).cast(schema), temporary, compression="zstd")
+
+
+def frame_of(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pl.DataFrame:
+    """Rows as a table of exactly these columns and types; what a row does not name is null."""
+    frame = pl.from_arrow(pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
 
 
 def read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None, rows: pc.Expression | None = None) -> pl.DataFrame:

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from headwise.files import read_json, sha256_file, write_json
 
-Arm = Literal["top", "bottom", "random", "all"]
+LayerArm = Literal["top", "bottom", "random", "all"]
 SELECTION_FILE = "selection.json"
 
 
@@ -30,7 +30,7 @@ class Criterion:
 class Selection:
     """The chosen layers of the language model, sorted, 0-based; `scores_sha256` names the table they were chosen by, where it is a file."""
 
-    arm: Arm
+    arm: LayerArm
     criterion: Criterion
     layers: tuple[int, ...]
     num_layers: int
@@ -55,7 +55,7 @@ def layer_scores(heads: pl.DataFrame, statistic: str) -> list[float]:
     return [float(np.mean(rows.filter(pl.col("layer") == layer)["value"].to_numpy())) for layer in layers]
 
 
-def select(heads: pl.DataFrame, criterion: Criterion, arm: Arm) -> Selection:
+def select(heads: pl.DataFrame, criterion: Criterion, arm: LayerArm) -> Selection:
     """Choose k layers by their scores (rows of heads.parquet): the highest, the lowest, k at random among all layers, or all layers.
 
     Of equal layers the lower one ranks higher, so `top` and `bottom` share no layer while 2 k <= the number of layers. `random` depends on

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args
 
 import polars as pl
 from pydantic import TypeAdapter
@@ -23,15 +22,14 @@ from headwise.evaluation.grounding import ground
 from headwise.evaluation.judgement import Questions
 from headwise.evaluation.responses import Responses
 from headwise.evaluation.settings import Evaluation
-from headwise.evaluation.table import BASE, CHAMPION
+from headwise.evaluation.table import BASE
 from headwise.examples import INDEX, OBJECTS_FILE, Example, read_examples
 from headwise.harness.request import IMAGES as ASKED_IMAGES
 from headwise.harness.request import Request, ask_harness
 from headwise.leakage import CALIBRATION, check_leaks, fingerprints, leaks
 from headwise.observation import Observation
-from headwise.selection import Arm
 from headwise.vlm import VLM, revision
-from tasks.asking import Asked, adapter_of, save_answers, write_answers
+from tasks.asking import EVALUATED, Asked, adapter_of, save_answers, write_answers
 from tasks.command import plain_errors, read_settings, shard_place
 
 IMAGES, OUTPUT = Path("data/images"), Path("data/benchmarks")
@@ -117,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Ask the model with the adapter of the arm that the command line names a shard of a benchmark."""
     parser = ArgumentParser(prog="python -m tasks.benchmark", description=__doc__)
     parser.add_argument("--name", required=True, help="one of params.yaml's `benchmarks`")
-    parser.add_argument("--arm", choices=[BASE, CHAMPION, *get_args(Arm)], required=True, help=f"whose adapter; {BASE}: none")
+    parser.add_argument("--arm", choices=EVALUATED, required=True, help=f"whose adapter; {BASE}: none")
     parser.add_argument("--shard", type=int, required=True, help="one of params.yaml's `shards`")
     given = parser.parse_args(arguments)
     source = read_settings(f"benchmarks.{given.name}", Source)

@@ -12,7 +12,7 @@ from headwise.calibration.settings import Lora, training_examples
 from headwise.examples import INDEX, read_examples, write_bad
 from headwise.files import new_folder, write_json, write_manifest, write_table
 from headwise.observation import Observation
-from headwise.selection import SELECTION_FILE, Arm, Selection, read_selection
+from headwise.selection import SELECTION_FILE, LayerArm, Selection, read_selection
 from headwise.vlm import VLM, load_vlm, revision
 from tasks.command import plain_errors, read_settings
 from tasks.progress import progress_bar
@@ -67,7 +67,7 @@ def _calibration(vlm: VLM, fit: LoraFit, chosen: Selection, folder: Path) -> dic
 def main(arguments: Sequence[str] | None = None) -> None:
     """Calibrate the layers of the arm that the command line names."""
     parser = ArgumentParser(prog="python -m tasks.calibration", description=__doc__)
-    parser.add_argument("--arm", choices=get_args(Arm), required=True, help="which selection to train")
+    parser.add_argument("--arm", choices=get_args(LayerArm), required=True, help="which selection to train")
     arm = parser.parse_args(arguments).arm
     selection = SELECTIONS / arm / SELECTION_FILE
     calibrate(IMAGES, selection, ADAPTERS / arm, read_settings("attention", Observation), read_settings("calibration", Lora))

@@ -6,13 +6,13 @@ from typing import get_args
 
 from headwise.files import new_folder, read_table, write_manifest
 from headwise.scores.schema import HEADS, HEADS_FILE
-from headwise.selection import SELECTION_FILE, Arm, Criterion, select, write_selection
+from headwise.selection import SELECTION_FILE, Criterion, LayerArm, select, write_selection
 from tasks.command import plain_errors, read_settings
 
 SCORES, SELECTIONS = Path("data/scores"), Path("data/selections")
 
 
-def choose_layers(scores: Path, output: Path, criterion: Criterion, arm: Arm) -> None:
+def choose_layers(scores: Path, output: Path, criterion: Criterion, arm: LayerArm) -> None:
     """Write selection.json and manifest.json. Raises ValueError if k exceeds the number of layers, or a score is missing."""
     heads = scores / HEADS_FILE
     selection = select(read_table(heads, HEADS), criterion, arm)
@@ -24,6 +24,6 @@ def choose_layers(scores: Path, output: Path, criterion: Criterion, arm: Arm) ->
 if __name__ == "__main__":
     with plain_errors():
         parser = ArgumentParser(description=__doc__)
-        parser.add_argument("--arm", choices=get_args(Arm), required=True, help="which layers to take, by their scores")
+        parser.add_argument("--arm", choices=get_args(LayerArm), required=True, help="which layers to take, by their scores")
         given = parser.parse_args().arm
         choose_layers(SCORES, SELECTIONS / given, read_settings("selection", Criterion), given)

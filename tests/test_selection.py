@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from headwise.files import read_json, sha256_file, write_json
-from headwise.selection import Arm, Criterion, Selection, layer_scores, read_selection, select, write_selection
+from headwise.selection import Criterion, LayerArm, Selection, layer_scores, read_selection, select, write_selection
 
 SCORES = st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75]), min_size=1, max_size=12)
 
@@ -33,7 +33,7 @@ def test_a_layers_score_is_the_mean_over_its_heads() -> None:
 
 
 @pytest.mark.parametrize(("arm", "layers"), [("top", (1, 3)), ("bottom", (0, 4)), ("all", (0, 1, 2, 3, 4))])
-def test_the_arms_by_hand(arm: Arm, layers: tuple[int, ...]) -> None:
+def test_the_arms_by_hand(arm: LayerArm, layers: tuple[int, ...]) -> None:
     selection = select(one_head([0.1, 0.9, 0.3, 0.5, 0.2]), Criterion(k=2), arm)
     assert selection == Selection(arm=arm, criterion=Criterion(k=2), layers=layers, num_layers=5)
 
@@ -42,7 +42,7 @@ def test_the_arms_by_hand(arm: Arm, layers: tuple[int, ...]) -> None:
 @given(SCORES, st.data())
 def test_every_arm_takes_k_layers_of_the_model(scores: list[float], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(scores)))
-    arm = data.draw(st.sampled_from(get_args(Arm)))
+    arm = data.draw(st.sampled_from(get_args(LayerArm)))
     selection = select(one_head(scores), Criterion(k=k), arm)
     assert list(selection.layers) == sorted(set(selection.layers))
     assert set(selection.layers) <= set(range(len(scores)))
@@ -72,8 +72,8 @@ def test_top_and_bottom_share_no_layer_even_among_ties(scores: list[float], data
 
 
 @settings(max_examples=40, deadline=None)
-@given(SCORES, st.sampled_from(get_args(Arm)))
-def test_the_order_of_the_rows_does_not_matter(scores: list[float], arm: Arm) -> None:
+@given(SCORES, st.sampled_from(get_args(LayerArm)))
+def test_the_order_of_the_rows_does_not_matter(scores: list[float], arm: LayerArm) -> None:
     frame = heads_frame([[score, score / 3] for score in scores])
     criterion = Criterion(k=1)
     expected = select(frame, criterion, arm)
@@ -103,7 +103,7 @@ def test_another_statistic_chooses_other_layers() -> None:
 
 
 @pytest.mark.parametrize("arm", ["top", "bottom", "random"])
-def test_more_layers_than_the_model_has_are_refused_with_both_numbers(arm: Arm) -> None:
+def test_more_layers_than_the_model_has_are_refused_with_both_numbers(arm: LayerArm) -> None:
     with pytest.raises(ValueError, match="k = 4 layers asked for, the model has 3"):
         select(one_head([0.1, 0.2, 0.3]), Criterion(k=4), arm)
     assert select(one_head([0.1, 0.2, 0.3]), Criterion(k=4), "all").layers == (0, 1, 2)

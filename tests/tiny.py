@@ -72,14 +72,14 @@ def token_id(token: str) -> int:
     return found
 
 
-def text_config() -> LlamaConfig:
+def text_config(num_kv_heads: int = NUM_KV_HEADS) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=len(tokenizer()),
         hidden_size=WIDTH,
         intermediate_size=96,
         num_hidden_layers=NUM_LAYERS,
         num_attention_heads=NUM_HEADS,
-        num_key_value_heads=NUM_KV_HEADS,
+        num_key_value_heads=num_kv_heads,
         head_dim=WIDTH // NUM_HEADS,
         max_position_embeddings=256,
         initializer_range=0.2,  # wide enough for attention that is far from uniform
@@ -97,13 +97,13 @@ def processor() -> LlavaProcessor:
     )
 
 
-def new_tiny_vlm(seed: int = 0) -> VLM:
+def new_tiny_vlm(seed: int = 0, num_kv_heads: int = NUM_KV_HEADS) -> VLM:
     """A fresh FastVLM of 4 layers, 6 query and 3 KV heads, a 3 x 3 grid: for tests that change its weights."""
     torch.manual_seed(seed)
     vision = TimmWrapperConfig(architecture="test_efficientnet", do_pooling=False, hidden_size=256)
     config = FastVlmConfig(
         vision_config=vision,
-        text_config=text_config(),
+        text_config=text_config(num_kv_heads),
         image_token_index=token_id("<image>"),
         image_seq_length=GRID[0] * GRID[1],
     )

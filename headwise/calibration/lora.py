@@ -24,6 +24,7 @@ from headwise.calibration.adapter import restored_flags, weights_digest
 from headwise.calibration.settings import Lora
 from headwise.checkpoints import quiet
 from headwise.examples import BadExample, Example, check_bad_share
+from headwise.files import frame_of
 from headwise.likelihood import answer_logits, open_referenced, read_answers
 from headwise.vlm import VLM, Batch, encode
 
@@ -196,6 +197,4 @@ def _train(
         optimizer.step()
         schedule.step()
         progress(step + 1, settings.steps)
-    losses = pl.from_arrow(pa.Table.from_pylist(rows, schema=LOSSES))
-    assert isinstance(losses, pl.DataFrame)
-    return losses
+    return frame_of(rows, LOSSES)

@@ -11,7 +11,7 @@ from headwise.examples import CAPTION
 from headwise.files import MANIFEST, read_json, read_table
 
 ANSWERS_FILE, METRICS_FILE = "answers.parquet", "metrics.json"
-BASE, CHAMPION = "base", "champion"
+BASE, CHAMPION, FOREIGN = "base", "champion", "foreign"
 """Arms that nobody selects layers for: the model without an adapter, and with the one that is in use so far."""
 
 ANSWERS = pa.schema(

@@ -25,7 +25,7 @@ OF_THE_GRAPH = {
     **dict.fromkeys(("benchmark", "benchmark_base"), OF_THE_BENCHMARK),
 }
 """What a stage depends on although its code does not read it from params.yaml."""
-SETTINGS = {"images", "masks", "attention", "scores", "selection", "calibration", "evaluation"}
+SETTINGS = {"images", "masks", "attention", "scores", "selection", "calibration", "profile", "rah_lora", "evaluation"}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,7 @@ def test_outputs_are_the_contracted_folders() -> None:
         "data/attention/shard=0${item.shard}",
         "data/scores",
         "data/selections/${item.arm}",
+        "data/profile",
         "data/adapters/${item.arm}",
         "data/evaluations/${item.arm}",
         "data/evaluations/base",
@@ -74,7 +75,7 @@ def test_outputs_are_the_contracted_folders() -> None:
 
 
 def test_every_stage_that_loads_a_model_depends_on_its_weights_and_on_the_libraries() -> None:
-    asking = {"attention", "calibration", "evaluation", "baseline", "benchmark", "benchmark_base"}
+    asking = {"attention", "calibration", "profile", "rah_lora", "evaluation", "baseline", "benchmark", "benchmark_base"}
     assert {name for name, stage in GRAPH.items() if "${weights}" in stage["deps"]} == asking
     assert {name for name, stage in GRAPH.items() if "mask_weights" in stage["params"]} == {"masks"}
     assert {name for name, stage in GRAPH.items() if "requirements.lock" in stage["deps"]} == asking | {"masks"}

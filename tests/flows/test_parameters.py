@@ -18,6 +18,7 @@ from flows.controls import controls
 from flows.nightly import nightly
 from flows.parameters import DEFAULTS, EMBEDDED, SECTIONS, Night, located_masks, mask_weights, model_name, slug, weights
 from flows.registry import registered_name
+from headwise.calibration.rah_lora.settings import RahLora
 from headwise.calibration.settings import Lora
 from headwise.data import DataSource
 from headwise.evaluation.settings import Evaluation
@@ -25,6 +26,7 @@ from headwise.evaluation.statistics import Statistics
 from headwise.hub import weights_digest
 from headwise.masks.settings import Grounding, MaskQuality, Masks, Segmentation
 from headwise.observation import Observation
+from headwise.profile.settings import Profile
 from headwise.scores.head_impact import HeadImpact
 from headwise.selection import Criterion
 from tasks.command import read_settings
@@ -37,6 +39,8 @@ CHANGED = {
     "scores": HeadImpact(mask_object="union"),
     "selection": Criterion(k=7),
     "calibration": Lora(steps=7),
+    "profile": Profile(probes=7),
+    "rah_lora": RahLora(rank=7, layers=(0.25, 0.75)),
     "evaluation": Evaluation(batch_size=7),
     "statistics": Statistics(seed=7),
 }
@@ -107,7 +111,13 @@ def test_folders_are_named_from_the_root_wherever_they_were_typed(tmp_path: Path
         ("nowhere", EMBEDDED, "top", [], "--data nowhere: neither scenes nor photos nor a folder"),
         ("scenes", "nonsense", "top", [], "model 'nonsense': neither 'headwise-smol'"),
         ("scenes", "/nowhere/model", "top", [], "model '/nowhere/model': neither"),
-        ("scenes", EMBEDDED, "top,middle", [], r"arms\.1: Input should be 'top', 'bottom', 'random' or 'all' \(given \"middle\"\)"),
+        (
+            "scenes",
+            EMBEDDED,
+            "top,middle",
+            [],
+            r"arms\.1: .*no arm 'middle': it is one of top, bottom, random, all, rah, .* \(given \"middle\"\)",
+        ),
         ("scenes", EMBEDDED, "topp", [], r"^arms\.0: [^;]*$"),
         ("scenes", EMBEDDED, "top,top", [], "names one twice"),
         ("scenes", EMBEDDED, "", [], "arms: Tuple should have at least 1 item"),

@@ -5,7 +5,7 @@ import pytest
 
 from headwise.files import read_json, sha256_file, write_table
 from headwise.scores.schema import HEADS
-from headwise.selection import Arm, Criterion, read_selection
+from headwise.selection import Criterion, LayerArm, read_selection
 from tasks.selection import choose_layers
 
 
@@ -19,7 +19,7 @@ def write_heads(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("arm", "layers"), [("top", (4, 5)), ("bottom", (0, 1)), ("all", (0, 1, 2, 3, 4, 5))])
-def test_the_step_writes_the_chosen_layers(tmp_path: Path, arm: Arm, layers: tuple[int, ...]) -> None:
+def test_the_step_writes_the_chosen_layers(tmp_path: Path, arm: LayerArm, layers: tuple[int, ...]) -> None:
     scores = write_heads(tmp_path / "scores")
     choose_layers(scores, tmp_path / arm, Criterion(k=2), arm)
     selection = read_selection(tmp_path / arm / "selection.json")

@@ -1,0 +1,160 @@
+"""What a target head takes over from its anchors: the trimmed mean of their weights, kept to a low rank."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.stats import trim_mean
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from headwise.calibration.rah_lora.projections import SHARED, Projection, Projections
+from headwise.calibration.rah_lora.settings import RahLora
+from headwise.calibration.rah_lora.targets import Head
+from headwise.calibration.rah_lora.updates import Factors, Update
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A head that a target learns from, how alike the two are, and in what: their maps, value and output projections, each a cosine."""
+
+    head: Head
+    similarity: float
+    maps: float
+    values: float
+    outputs: float
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What calibrating one target would change at step size 1; where a group shares its values, one target is the whole group.
+
+    singular_values: of the heads' changes of the output projection, in full, before the rank was cut.
+    """
+
+    heads: tuple[Head, ...]
+    anchors: Mapping[Head, tuple[Anchor, ...]]
+    singular_values: Mapping[Head, Float[np.ndarray, " rank"]]
+    update: Update
+
+    @property
+    def layer(self) -> int:
+        """The layer that it changes."""
+        return self.heads[0][0]
+
+
+def similarities(
+    projections: Projections, target: Head, anchors: Sequence[Head], cosines: Float[np.ndarray, "own other"], settings: RahLora
+) -> list[Anchor]:
+    """`rho cos(maps) + (1 - rho) (w_V cos(W_V) + (1 - w_V) cos(W_O))` with every anchor (RAH-LoRA eq. 10 to 12), the most alike first.
+
+    cosines: of the maps, all heads by all heads. Of equal ones the lower head is first.
+    """
+    place = projections.vlm.num_heads
+
+    def alike(anchor: Head) -> Anchor:
+        maps = float(cosines[target[0] * place + target[1], anchor[0] * place + anchor[1]])
+        values, outputs = (_cosine(projections, target, anchor, name) for name in ("v_proj", "o_proj"))
+        weights = settings.w_v * values + (1 - settings.w_v) * outputs
+        return Anchor(anchor, settings.rho * maps + (1 - settings.rho) * weights, maps, values, outputs)
+
+    return sorted(map(alike, anchors), key=lambda anchor: (-anchor.similarity, anchor.head))
+
+
+def _cosine(projections: Projections, one: Head, other: Head, name: Projection) -> float:
+    first, second = (projections.weight(head, name).flatten().double() for head in (one, other))
+    return float(cosine_similarity(first, second, dim=0))
+
+
+def transfers(projections: Projections, found: Mapping[Head, Sequence[Anchor]], settings: RahLora) -> list[Transfer]:
+    """Every target with its anchors as a change of weights. found: the targets that have anchors, with the k most alike.
+
+    Values and keys belong to a whole group of query heads, so they change only where all of it is targets, and then these are one.
+    """
+    groups = defaultdict[Head, list[Head]](list)
+    for layer, head in sorted(found):
+        groups[layer, head // projections.group].append((layer, head))
+    units = [
+        unit for heads in groups.values() for unit in ([tuple(heads)] if len(heads) == projections.group else [(head,) for head in heads])
+    ]
+    return [_transfer(projections, unit, {head: tuple(found[head]) for head in unit}, settings) for unit in units]
+
+
+def _transfer(projections: Projections, heads: tuple[Head, ...], anchors: Mapping[Head, tuple[Anchor, ...]], settings: RahLora) -> Transfer:
+    update, values = dict[str, list[Factors]](), dict[Head, np.ndarray]()
+    for head, name, change in _changes(projections, heads, anchors, settings):
+        factors, singular = low_rank(change, settings.rank)
+        update.setdefault(projections.path(head[0], name), []).append(projections.placed(head, name, factors))
+        if name == "o_proj":
+            values[head] = singular
+    joined = {
+        path: Factors(torch.cat([part.up for part in parts], 1), torch.cat([part.down for part in parts], 0))
+        for path, parts in update.items()
+    }
+    return Transfer(heads, anchors, values, joined)
+
+
+def _changes(
+    projections: Projections, heads: tuple[Head, ...], anchors: Mapping[Head, tuple[Anchor, ...]], settings: RahLora
+) -> Iterator[tuple[Head, Projection, Float[Tensor, "out in"]]]:
+    """`W_RAH - W` of every projection that changes."""
+    names: tuple[Projection, ...] = ("q_proj", "k_proj", "v_proj", "o_proj") if settings.queries_and_keys else ("v_proj", "o_proj")
+    is_group = len(heads) == projections.group
+    for name in names:
+        if name in SHARED:
+            if is_group:
+                every = [anchor for head in heads for anchor in anchors[head]]
+                own = {(anchor.head[0], anchor.head[1] // projections.group): anchor.head for anchor in every}
+                yield (
+                    heads[0],
+                    name,
+                    _mean([projections.weight(head, name) for head in own.values()], settings.tau) - projections.weight(heads[0], name),
+                )
+            continue
+        for head in heads:
+            learned = [_learned(projections, head, anchor.head, name, settings) for anchor in anchors[head]]
+            yield head, name, _mean(learned, settings.tau) - projections.weight(head, name)
+
+
+def _learned(projections: Projections, head: Head, anchor: Head, name: Projection, settings: RahLora) -> Float[Tensor, "out in"]:
+    if name != "o_proj" or projections.group == 1 or settings.grouped == "output_only":
+        return projections.weight(anchor, name)
+    values = [projections.weight(one, "v_proj") for one in (head, anchor)]
+    return aligned(projections.weight(anchor, "o_proj"), values[1], values[0])
+
+
+def aligned(
+    output: Float[Tensor, "model width"], value: Float[Tensor, "width model"], own_value: Float[Tensor, "width model"]
+) -> Float[Tensor, "model width"]:
+    """The output projection X that makes of the target's own values what the anchor makes of its: least squares of `X V_own = O V`.
+
+    An output projection alone is written in the basis of the head's own values and means nothing on those of another head.
+    """
+    if torch.equal(value, own_value):
+        return output
+    basis = torch.linalg.lstsq(own_value.T.double(), value.T.double()).solution
+    return (output.double() @ basis.T).float()
+
+
+def _mean(weights: Sequence[Float[Tensor, "out in"]], tau: float) -> Float[Tensor, "out in"]:
+    """Entry by entry, without floor(tau k) of the k at each end; with three anchors and tau = 0.1 nothing is dropped."""
+    return torch.from_numpy(np.asarray(trim_mean(torch.stack(list(weights)).cpu().numpy(), tau, axis=0))).to(weights[0])
+
+
+def low_rank(change: Float[Tensor, "out in"], rank: int) -> tuple[Factors, Float[np.ndarray, " value"]]:
+    """The best approximation of this rank (0: exact) as factors, and all singular values."""
+    left, values, right = torch.linalg.svd(change, full_matrices=False)
+    kept = min(rank or len(values), len(values))
+    return Factors(left[:, :kept] * values[:kept], right[:kept]), values.cpu().numpy()
+
+
+def effective_rank(values: Float[np.ndarray, " value"]) -> float:
+    """The exponential of the entropy of the singular values as shares of their sum (Roy and Vetterli 2007); 0 without any."""
+    total = values.sum()
+    if not total:
+        return 0.0
+    shares = values[values > 0] / total
+    return float(np.exp(-(shares * np.log(shares)).sum()))

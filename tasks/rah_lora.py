@@ -1,0 +1,89 @@
+"""The RAH-LoRA step: data/images, data/profile -> data/adapters/ARM. Run it with `python -m tasks.rah_lora --arm rah`."""
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from headwise.arms import HEAD_ARMS
+from headwise.calibration.adapter import CALIBRATION, adapter_digest, parameter_count, prove_adapter, write_adapter
+from headwise.calibration.rah_lora.fit import RahFit, fit_rah_lora
+from headwise.calibration.rah_lora.schema import TARGETS, TARGETS_FILE, TRIALS, TRIALS_FILE
+from headwise.calibration.rah_lora.settings import RahLora
+from headwise.examples import INDEX
+from headwise.files import MANIFEST, new_folder, read_json, write_json, write_manifest, write_table
+from headwise.observation import Observation
+from headwise.profile.schema import PROFILE_FILE
+from headwise.profile.table import read_profile
+from headwise.vlm import VLM, load_vlm, revision
+from tasks.command import plain_errors, read_settings
+from tasks.progress import progress_bar
+
+IMAGES, PROFILE, ADAPTERS = Path("data/images"), Path("data/profile"), Path("data/adapters")
+
+
+def settings_of(arm: str, settings: RahLora) -> RahLora:
+    """The run's settings with what is different in this arm."""
+    changes: dict[str, Any] = dict(HEAD_ARMS[arm])
+    return replace(settings, **changes)
+
+
+def calibrate(images: Path, profile: Path, output: Path, observed: Observation, settings: RahLora) -> None:
+    """Calibrate the heads that the profile gives, prove the folder by loading it, and write it.
+
+    Beside the PEFT folder: targets.parquet, trials.parquet, calibration.json and manifest.json. Raises ValueError if the profile is of
+    another model, the model is quantised, or the written adapter is not what was accepted.
+    """
+    vlm, made = load_vlm(observed.model, dtype=observed.dtype), revision(observed.model)
+    if (profiled := read_json(profile / MANIFEST)["model"]) != made:
+        raise ValueError(f"{profile}: made with revision {profiled} of the model, {observed.model} has {made}: make it again")
+    with progress_bar(f"RAH-LoRA, arm {output.name}") as progress:
+        fit = fit_rah_lora(vlm, images, read_profile(profile), settings, observed.batch_size, progress)
+    with new_folder(output) as folder:
+        write_adapter(fit.config, fit.weights, observed.model, folder)
+        write_table(fit.targets, folder / TARGETS_FILE, TARGETS)
+        write_table(fit.trials, folder / TRIALS_FILE, TRIALS)
+        write_json(_calibration(vlm, fit, read_json(profile / PROFILE_FILE), folder), folder / CALIBRATION)
+        extra = {"arm": output.name, "model": made, "dtype": str(vlm.dtype)}
+        write_manifest(folder, stage="rah_lora", settings=settings, inputs={"index": images / INDEX, "profile": profile}, extra=extra)
+
+
+def _calibration(vlm: VLM, fit: RahFit, profiled: dict[str, object], folder: Path) -> dict[str, object]:
+    """calibration.json: what became of the targets, how far the model went, what it cost, and what `prove_adapter` found."""
+    outcomes = {name: int((fit.targets["outcome"] == name).sum()) for name in ("accepted", "rolled back", "skipped")}
+    tried = outcomes["accepted"] + outcomes["rolled back"]
+    spent: Any = profiled["forward_equivalents"]
+    ranks = {"effective_rank": fit.targets["effective_rank"].mean()}
+    return {
+        "recipe": "rah_lora",
+        "targets": len(fit.targets),
+        **{name.replace(" ", "_"): number for name, number in outcomes.items()},
+        "rollback_rate": outcomes["rolled back"] / tried if tried else None,
+        "kl": fit.kl,
+        **{name: value for name, value in ranks.items() if value is not None},
+        "forward_equivalents": {"profile": sum(spent.values()), "trust_region": fit.forward_equivalents},
+        "layers": fit.targets.filter(pl.col("outcome") == "accepted")["layer"].unique().sort().to_list(),
+        "parameters": parameter_count(folder),
+        "examples": profiled["questions"],
+        "base_sha256": fit.base_sha256,
+        "dtype": str(vlm.dtype).removeprefix("torch."),
+        "adapter_sha256": adapter_digest(folder),
+        "proof": asdict(prove_adapter(vlm, folder, fit.probe, fit.logits)),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Calibrate the heads of the arm that the command line names."""
+    parser = ArgumentParser(prog="python -m tasks.rah_lora", description=__doc__)
+    parser.add_argument("--arm", choices=list(HEAD_ARMS), required=True, help="RAH-LoRA, or which control or ablation of it")
+    arm = parser.parse_args(arguments).arm
+    settings = settings_of(arm, read_settings("rah_lora", RahLora))
+    calibrate(IMAGES, PROFILE, ADAPTERS / arm, read_settings("attention", Observation), settings)
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main()
