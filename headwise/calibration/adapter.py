@@ -46,7 +46,8 @@ def write_adapter(config: LoraConfig, weights: Mapping[str, Tensor], model: str,
     stands in calibration.json (`base_sha256`).
     """
     name = Path(model).resolve().name if Path(model).is_dir() else model
-    content = {**config.to_dict(), "base_model_name_or_path": name, "inference_mode": True}
+    fields = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    content = {**fields, "base_model_name_or_path": name, "inference_mode": True}
     write_json(content, folder / CONFIG)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"})
 

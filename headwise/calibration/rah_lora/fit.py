@@ -59,8 +59,10 @@ def fit_rah_lora(
     """
     if profile.isal.shape != (vlm.num_layers, vlm.num_heads):
         raise ValueError(f"the profile is of {profile.isal.shape} layers and heads, the model has {(vlm.num_layers, vlm.num_heads)}")
+    if getattr(vlm.base.config, "quantization_config", None) is not None:
+        raise ValueError(f"{vlm.base.name_or_path}: the model is quantised, and RAH-LoRA averages weights: load it in bfloat16 or float32")
     projections = Projections(vlm)
-    first = projections.module(layer_range(settings, vlm.num_layers)[0], "o_proj")  # a quantised model is refused whatever the targets
+    first = projections.module(layer_range(settings, vlm.num_layers)[0], "o_proj")
     targets = choose_targets(HeadScores(profile.isal, _flow(profile, settings)), settings)
     found = {target: _anchors(projections, target, targets, profile, settings) for target in targets}
     units = transfers(projections, {target: anchors for target, anchors in found.items() if anchors}, settings)

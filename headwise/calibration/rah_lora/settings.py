@@ -36,7 +36,7 @@ class RahLora:
     queries_and_keys: Annotated[bool, Field(description="change the query and key projections too")] = False
     mode: Annotated[
         Literal["joint", "greedy"], Field(description="one step size for all targets, or one for each, one after the other")
-    ] = "greedy"
+    ] = "joint"
     order: Annotated[Literal["deepest", "caf"], Field(description="greedy: the deepest target first, or that with the highest flow")] = (
         "deepest"
     )
