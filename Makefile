@@ -9,7 +9,7 @@ PACKAGES := tuxpaint-stamps-default lomiri-wallpapers-16.04 mate-backgrounds
 export SAM2_BUILD_CUDA = 0
 export PYTHONDONTWRITEBYTECODE =  # where it is set, every stage of a run compiles the sources of torch anew: 8 s each
 
-.PHONY: help install harness run controls pretrain check test slow bench clean forget photographs
+.PHONY: help install harness run controls ablations pretrain check test slow bench clean forget photographs
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -37,6 +37,9 @@ run: $(READY) $(if $(subst photos,,$(DATA)),,photographs)  ## the nightly pipeli
 
 controls: $(READY) photographs  ## top, bottom, random and all layers, three seeds, scenes and photographs; resumable
 	$(BIN)/headwise controls
+
+ablations: $(READY) photographs  ## RAH-LoRA and every control of it, five seeds for the main ones; resumable
+	$(BIN)/headwise ablations
 
 pretrain: $(READY) photographs  ## train the embedded model's projector and LoRA anew; resumable
 	$(BIN)/python -m flows.pretrain

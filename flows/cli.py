@@ -22,6 +22,8 @@ app = typer.Typer(
 MAX_BAD = 20
 CHOSEN = ("images.kind", "images.variant", "selection.seed", "calibration.seed")
 """What `headwise controls` sets in each of its cells."""
+SEEDED = ("images.kind", "images.variant", "profile.seed", "profile.pairs", "rah_lora.seed")
+"""What `headwise ablations` sets in each of its cells."""
 
 DataOption = Annotated[str, typer.Option(help="`scenes` (drawn), `photos` (composed photographs), or a folder of your own.")]
 ModelOption = Annotated[str, typer.Option(help="`headwise-smol`, a transformers folder, or an id on the Hugging Face Hub.")]
@@ -150,6 +152,41 @@ def controls(
         ready()
         with without_tracebacks():
             page = controls_flow(settings=parameters, data=kinds, seeds=tuple(range(seeds)))
+        console().print(page.read_text(encoding="utf-8"), markup=False)
+        console().print(f"{page}", soft_wrap=True)
+
+
+@app.command()
+def ablations(
+    data: Annotated[str, typer.Option(help="The data sets, in their drift variant; the first gets every arm.")] = "scenes,photos",
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds for the main controls.")] = 5,
+    arms: Annotated[str | None, typer.Option(help="The arms to compare; every control and ablation of the paper if left out.")] = None,
+    model: ModelOption = EMBEDDED,
+    settings: SetOption = None,
+) -> None:
+    """RAH-LoRA's controls and ablations: which heads, from which others, how far? Takes hours; stop it and start it again as you like.
+
+    Examples:
+
+    - `headwise ablations`
+    - `headwise ablations --data scenes --seeds 1 --arms rah,rah-random,rah-inverse`
+    """
+    with plain_errors():
+        from flows.arguments import read_arguments, read_kinds, refuse
+        from headwise.arms import HEAD_ARMS
+
+        refuse(settings or (), SEEDED, "the ablations choose it themselves; see --data and --seeds")
+        kinds = read_kinds(data)
+        parameters = read_arguments(kinds[0], model, arms or ",".join(HEAD_ARMS), settings)
+        parameters.as_params()
+        ready = _servers()
+        from flows.ablations import FIRST_SEED
+        from flows.ablations import ablations as ablations_flow
+        from flows.terminal import without_tracebacks
+
+        ready()
+        with without_tracebacks():
+            page = ablations_flow(settings=parameters, data=kinds, seeds=tuple(range(FIRST_SEED, FIRST_SEED + seeds)))
         console().print(page.read_text(encoding="utf-8"), markup=False)
         console().print(f"{page}", soft_wrap=True)
 

@@ -106,7 +106,7 @@ class Parameters:
     def as_params(self) -> dict[str, Any]:
         """The content of `params.yaml`: these fields with folders named from the root, benchmarks by name, and what DVC derives from them:
         `source` and `weights`, the files to watch, `photographs`, `mask_weights` and `benchmark_files`, digests of what lies elsewhere,
-        `layer_arms` and `head_arms`, the arms by what they choose, and `evaluated` and `benchmark_names`, what to ask of whom.
+        `layer_arms` and `head_arms`, the arms by what they choose, and `evaluated`, `measured` and `benchmark_names`, what to ask of whom.
 
         Raises ValueError if the data or a model named here is nowhere, or the photographs are not installed, with the command for it.
         """
@@ -119,6 +119,7 @@ class Parameters:
             "layer_arms": [arm for arm in self.arms if arm in LAYER_ARMS],
             "head_arms": [arm for arm in self.arms if arm in HEAD_ARMS],
             "evaluated": list(self.arms),
+            "measured": [],
         }
         watched["photographs"] = photographs(self.images).digest() if self.images.kind == "photos" else ""
         benchmarks = {source.name: located_benchmark(source) for source in self.benchmarks}

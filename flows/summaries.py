@@ -8,15 +8,17 @@ import polars as pl
 
 from flows.graph import flatten
 from headwise.attention.schema import PART
+from headwise.calibration.rah_lora.schema import TARGETS, TARGETS_FILE
 from headwise.evaluation.table import METRICS_FILE
 from headwise.examples import EXAMPLES, INDEX
 from headwise.files import read_json, read_table
 from headwise.masks.table import plain_reason, read_masks, written_shards
+from headwise.profile.schema import PROFILE_FILE
 from headwise.scores.schema import HEADS, HEADS_FILE, TESTS_FILE
 from headwise.selection import SELECTION_FILE
 
 Rows = list[dict[str, object]]
-METRICS = {"scores": TESTS_FILE, "calibration": "calibration.json"}
+METRICS = {"scores": TESTS_FILE, **dict.fromkeys(("calibration", "rah_lora"), "calibration.json"), "profile": PROFILE_FILE}
 """Where a stage's metrics are, if not in metrics.json; what else lies in its folder is settings."""
 
 
@@ -90,11 +92,19 @@ def _selection(folder: Path) -> Rows:
     return [{key: ", ".join(map(str, value)) if isinstance(value, list) else value for key, value in selection.items()}]
 
 
+def _targets(folder: Path) -> Rows:
+    """The calibrated heads, one by one."""
+    columns = ("layer", "head", "isal", "caf", "gap", "outcome", "reason", "effective_rank", "alpha", "kl_before", "kl_after")
+    return read_table(folder / TARGETS_FILE, TARGETS).select(columns).to_dicts()
+
+
 TABLES: dict[str, Callable[[Path], Rows]] = {
     "images": _images,
     "masks": _masks,
     "attention": _attention,
     "scores": _scores,
+    "profile": _scores,
+    "rah_lora": _targets,
     "selection": _selection,
     "evaluation": _evaluation,
     "baseline": _evaluation,

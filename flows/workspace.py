@@ -18,6 +18,8 @@ from headwise.files import new_file
 NAME: TypeAdapter[str] = TypeAdapter(Name)
 CONTROLS = "controls-"
 """What the names of the controls' workspaces begin with."""
+ABLATIONS = "ablations-"
+"""And those of the ablations of RAH-LoRA."""
 MASKS = "masks-"
 """What the names of those begin with in which masks alone are made."""
 
@@ -60,7 +62,7 @@ def find_run(name: str | None) -> Path:
     Raises ValueError naming the runs that exist.
     """
     runs = sorted((run for run in runs_folder().glob("[!.]*") if (run / PARAMS).is_file()), key=_opened)
-    found = [run for run in runs if (run.name == name if name else not run.name.startswith((CONTROLS, MASKS)))]
+    found = [run for run in runs if (run.name == name if name else not run.name.startswith((CONTROLS, ABLATIONS, MASKS)))]
     if not found:
         known = ", ".join(sorted(run.name for run in runs)) or "none yet: start with `headwise run`"
         raise ValueError(f"no run named {name!r}; the runs are: {known}" if name else f"no run: {known}")

@@ -13,7 +13,8 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
-from flows.controls import Cell, run_cell
+from flows.cells import Cell
+from flows.controls import run_seed
 from flows.nightly import Result, arm_stages, nightly, shared_stages
 from flows.parameters import Night as Settings
 from flows.parameters import Parameters
@@ -178,4 +179,4 @@ def test_a_failed_cell_of_the_controls_is_a_cell_with_its_reason(night: Night) -
 
 @flow(persist_result=False)
 def one_cell(settings: Parameters) -> Cell:
-    return run_cell(0, settings)
+    return run_seed(0, settings)

@@ -4,7 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flows.controls import CONTROLS, answers, as_markdown, mean_answers, table_rows
+from flows.cells import EFFECTS, as_markdown, mean_answers, table_rows
+from flows.controls import answers, pairs_of
 from headwise.evaluation.statistics import Statistics
 from headwise.evaluation.table import ANSWERS
 
@@ -31,8 +32,13 @@ CELLS = {
 }
 
 
+def page(cells: dict[int, dict[str, pl.DataFrame | str]]) -> str:
+    rows = table_rows("scenes", pairs_of(("top", "random", "all")), cells, SETTINGS)
+    return as_markdown(rows, answers(rows))
+
+
 def test_every_seed_has_a_row_and_the_mean_over_seeds_too() -> None:
-    rows = table_rows("scenes", ("top", "bottom"), CELLS, SETTINGS)
+    rows = table_rows("scenes", pairs_of(("top", "bottom")), CELLS, SETTINGS)
     top = {row["seed"]: row for row in rows if (row["arm"], row["against"], row.get("metric")) == ("top", "base", "perplexity")}
     assert set(top) == {0, 1, None}
     assert top[None]["seeds"] == 2 and top[None]["effect"] == pytest.approx(np.sqrt(top[0]["effect"] * top[1]["effect"]))
@@ -40,12 +46,12 @@ def test_every_seed_has_a_row_and_the_mean_over_seeds_too() -> None:
 
 
 def test_a_failed_cell_keeps_its_reason_and_the_mean_uses_the_others() -> None:
-    rows = table_rows("scenes", ("top", "bottom"), CELLS, SETTINGS)
+    rows = table_rows("scenes", pairs_of(("top", "bottom")), CELLS, SETTINGS)
     (failed,) = [row for row in rows if row.get("reason")]
     assert (failed["arm"], failed["seed"]) == ("bottom", 0) and "the loss is nan" in str(failed["reason"])
     (mean,) = [row for row in rows if row["arm"] == "bottom" and row.get("seed", 0) is None and row["metric"] == "perplexity"]
     assert mean["seeds"] == 1
-    text = as_markdown(rows)
+    text = as_markdown(rows, answers(rows))
     assert "- scenes, bottom, seed 0: stage calibration@bottom failed: ValueError: the loss is nan" in text
     assert {len(line.split("|")) for line in text.splitlines() if line.startswith("|")} == {13}
 
@@ -53,14 +59,14 @@ def test_a_failed_cell_keeps_its_reason_and_the_mean_uses_the_others() -> None:
 def test_the_first_arm_is_compared_with_every_other_one() -> None:
     """An oracle: the ratio of two perplexities is the quotient of their ratios to the base model's."""
     cells = {seed: {"base": BASE, "top": _answers(1.8, 1 + seed), "bottom": _answers(1.9, 3 + seed)} for seed in (0, 1, 2)}
-    rows = table_rows("scenes", ("top", "bottom"), cells, SETTINGS)
+    rows = table_rows("scenes", pairs_of(("top", "bottom")), cells, SETTINGS)
     found = {(row["arm"], row["against"], row["seed"]): row for row in rows if row["metric"] == "perplexity"}
     for seed in (0, 1, 2, None):
         quotient = float(str(found["top", "base", seed]["effect"])) / float(str(found["bottom", "base", seed]["effect"]))
         assert found["top", "bottom", seed]["effect"] == pytest.approx(quotient)
     mean = found["top", "bottom", None]
     assert (mean["seeds"], mean["verdict"]) == (3, "gain") and not [key for key in found if key[:2] == ("bottom", "top")]
-    text = as_markdown(rows)
+    text = as_markdown(rows, answers(rows))
     assert (
         f"Does it matter on scenes which layers are calibrated? By the captions, yes: top is better than bottom (ratio {mean['effect']:.4f}"
         in text
@@ -88,16 +94,16 @@ def test_seeds_that_disagree_or_are_few_show_nothing() -> None:
 
 def test_layers_that_make_no_difference_are_not_said_to_matter() -> None:
     cells = {0: {"base": BASE, "top": _answers(1.9, 1), "random": _answers(1.9, 2), "all": _answers(1.8, 3)}}
-    text = as_markdown(table_rows("scenes", ("top", "random", "all"), cells, SETTINGS))
+    text = page(cells)
     assert "By the captions, not shown: top is not shown to differ from random" in text and "; top is worse than all (" in text
     failed = {0: {**cells[0], "random": "no memory", "all": "no memory"}}
-    assert "Does it matter" not in as_markdown(table_rows("scenes", ("top", "random", "all"), failed, SETTINGS))
+    assert "Does it matter" not in page(failed)
 
 
 def test_cells_that_all_failed_are_rows_without_numbers() -> None:
-    rows = table_rows("photos", ("top",), {0: {"base": "no cut-outs", "top": "no cut-outs"}}, SETTINGS)
+    rows = table_rows("photos", pairs_of(("top",)), {0: {"base": "no cut-outs", "top": "no cut-outs"}}, SETTINGS)
     assert [(row["arm"], row["reason"]) for row in rows] == [("top", "no cut-outs")]
-    assert set(rows[0]) <= set(CONTROLS.names) and "photos, top, seed 0: no cut-outs" in as_markdown(rows)
+    assert set(rows[0]) <= set(EFFECTS.names) and "photos, top, seed 0: no cut-outs" in as_markdown(rows, answers(rows))
 
 
 def test_the_mean_of_answers_keeps_the_examples_and_averages_the_figures() -> None:

@@ -66,6 +66,7 @@ def test_outputs_are_the_contracted_folders() -> None:
         "data/scores",
         "data/selections/${item.arm}",
         "data/profile",
+        "data/gains/${item.arm}",
         "data/adapters/${item.arm}",
         "data/evaluations/${item.arm}",
         "data/evaluations/base",
@@ -75,7 +76,7 @@ def test_outputs_are_the_contracted_folders() -> None:
 
 
 def test_every_stage_that_loads_a_model_depends_on_its_weights_and_on_the_libraries() -> None:
-    asking = {"attention", "calibration", "profile", "rah_lora", "evaluation", "baseline", "benchmark", "benchmark_base"}
+    asking = {"attention", "calibration", "profile", "rah_lora", "head_gains", "evaluation", "baseline", "benchmark", "benchmark_base"}
     assert {name for name, stage in GRAPH.items() if "${weights}" in stage["deps"]} == asking
     assert {name for name, stage in GRAPH.items() if "mask_weights" in stage["params"]} == {"masks"}
     assert {name for name, stage in GRAPH.items() if "requirements.lock" in stage["deps"]} == asking | {"masks"}

@@ -66,6 +66,18 @@ class Projections:
         up[at] = change.up
         return Factors(up, change.down)
 
+    def restricted(self, head: Head, name: Projection, change: Factors) -> Factors:
+        """Of factors of the whole projection what changes the head's part."""
+        at = self._slice(head[1], name)
+        up, down = change.up.clone(), change.down.clone()
+        outside = torch.ones(down.shape[1] if name == "o_proj" else len(up), dtype=torch.bool)
+        outside[at] = False
+        if name == "o_proj":
+            down[:, outside] = 0
+        else:
+            up[outside] = 0
+        return Factors(up, down)
+
     def _slice(self, number: int, name: Projection) -> slice:
         place = number // self.group if name in SHARED else number
         parts = self.vlm.num_kv_heads if name in SHARED else self.vlm.num_heads

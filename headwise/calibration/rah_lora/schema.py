@@ -30,4 +30,17 @@ skipped, and the `reason` of the last two. `singular_values`: of the whole chang
 TRIALS = pa.schema([("layer", pa.int16()), ("head", pa.int16()), ("alpha", pa.float64()), ("kl", pa.float64()), ("accepted", pa.bool_())])
 """trials.parquet: the step sizes in the order they were tried, and the divergence of each; no head where it was all targets at once."""
 
-TARGETS_FILE, TRIALS_FILE = "targets.parquet", "trials.parquet"
+GAINS = pa.schema(
+    [
+        ("layer", pa.int16()),
+        ("head", pa.int16()),
+        ("gain", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("examples", pa.int32()),
+    ]
+)
+"""gains.parquet: nats that the reference answers lose by an accepted head's change alone, above 0 if it helps; no head: by the whole
+adapter."""
+
+TARGETS_FILE, TRIALS_FILE, GAINS_FILE = "targets.parquet", "trials.parquet", "gains.parquet"

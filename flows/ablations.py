@@ -1,0 +1,136 @@
+"""Every control and ablation of the RAH-LoRA paper in one table: does it matter which heads are calibrated, from which, and how far?"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import polars as pl
+from prefect import flow
+from pydantic import AfterValidator, Field
+
+from flows.ablations_page import CLOSED, FULL, MAIN, ORDER, as_markdown
+from flows.cells import Cell, Pair, Row, answers_or_reason, headlines, publish, run_cell, table_rows
+from flows.graph import StageFailed
+from flows.nightly import arm_stages, evaluation_stages
+from flows.parameters import COMPOSED, Kinds, Parameters, distinct
+from flows.pipeline import started
+from flows.workspace import ABLATIONS as WORKSPACE
+from flows.workspace import runs_folder
+from headwise.arms import HEAD_ARMS
+from headwise.evaluation.compare import Comparison
+from headwise.evaluation.statistics import Statistics
+from headwise.evaluation.table import BASE, FOREIGN, read_answers
+from headwise.examples import CAPTION
+
+CONDITIONS: Mapping[str, Literal["shuffled", "blank"]] = {"rah on shuffled pairs": "shuffled", "rah on blank images": "blank"}
+OTHER_DATA = "rah of the other data"
+EVERY = Parameters(arms=tuple(HEAD_ARMS))
+FIRST_SEED, NUM_SEEDS = 42, 5
+SEEDS = tuple(range(FIRST_SEED, FIRST_SEED + NUM_SEEDS))
+
+
+@flow(name="ablations", persist_result=False)
+def ablations(
+    settings: Parameters = EVERY,
+    data: Kinds = COMPOSED,
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(distinct)] = SEEDS,
+) -> Path:
+    """Calibrate by RAH-LoRA and by each of its controls: the main ones with every seed on every data set, the rest once on the first.
+
+    Args:
+        settings: The parameters that all cells share, and the arms.
+        data: The data sets, in their drift variant; each is also evaluated with the adapter of the others.
+        seeds: The seeds of the calibration set and of the random targets.
+    """
+    rows: list[Row] = []
+    for kind in data:
+        cells = {seed: _run_seed(kind, seed, settings, whole=(kind, seed) == (data[0], seeds[0])) for seed in seeds}
+        if kind == data[0]:
+            cells[seeds[0]] = {**cells[seeds[0]], **_conditions(kind, seeds[0], settings)}
+        rows += table_rows(kind, _pairs(cells[seeds[0]]), cells, settings.statistics, compared)
+    folders = {kind: runs_folder() / f"{WORKSPACE}{kind}-{seeds[0]}" for kind in data}
+    for kind in data:
+        for other in data:
+            adapter = folders[other] / "data" / "adapters" / FULL
+            if other != kind and adapter.is_dir():
+                cell = _foreign(kind, adapter, seeds[0], settings, whole=kind == data[0])
+                rows += table_rows(kind, [(BASE, OTHER_DATA)], {seeds[0]: cell}, settings.statistics, compared)
+    return publish("ablations", rows, as_markdown(rows, folders))
+
+
+def compared(before: pl.DataFrame, after: pl.DataFrame, settings: Statistics) -> list[Comparison]:
+    """The headlines, and of the closed questions the perplexity of their reference answers: small changes move it long before an answer."""
+    closed = [
+        answers.filter(pl.col("task") != CAPTION).with_columns(
+            task=pl.lit(CAPTION), split=pl.col("split") + CLOSED, right=pl.lit(None, answers["right"].dtype)
+        )
+        for answers in (before, after)
+    ]
+    return headlines(before, after, settings) + headlines(closed[0], closed[1], settings)
+
+
+def _pairs(cell: Cell) -> list[Pair]:
+    """Every arm against the model as it was, the main ones against each other, and the full method against the rest."""
+    arms = [arm for arm in cell if arm != BASE]
+    neighbours = [(worse, better) for worse, better in ORDER.values() if BASE not in (worse, better)]
+    others = [(FULL, arm) for arm in arms if arm not in MAIN]
+    return [*((BASE, arm) for arm in arms), *neighbours, *others]
+
+
+def _parameters(kind: str, seed: int, settings: Parameters, arms: Sequence[str]) -> Parameters:
+    values: dict[str, Any] = {
+        "images": replace(settings.images, kind=kind, variant="drift"),
+        "profile": replace(settings.profile, seed=seed),
+        "rah_lora": replace(settings.rah_lora, seed=seed),
+        "arms": tuple(arms),
+    }
+    return replace(settings, **values)
+
+
+def _stages(parameters: Parameters) -> list[str]:
+    """Neither masks nor scores: RAH-LoRA needs no labels and no objects."""
+    own = [stage for arm in parameters.arms for stage in arm_stages(arm, parameters)]
+    return list(dict.fromkeys(["images", *evaluation_stages(BASE, parameters), *own]))
+
+
+def _run(name: str, parameters: Parameters) -> Cell:
+    shared = ["images", *evaluation_stages(BASE, parameters)]
+    return run_cell(name, parameters, _stages(parameters), lambda pipeline: pipeline.run(shared))
+
+
+def _run_seed(kind: str, seed: int, settings: Parameters, *, whole: bool) -> Cell:
+    return _run(f"{WORKSPACE}{kind}-{seed}", _parameters(kind, seed, settings, _arms(settings, whole=whole)))
+
+
+def _arms(settings: Parameters, *, whole: bool) -> list[str]:
+    """The arms of a cell: all of them, or the main ones."""
+    return [arm for arm in settings.arms if whole or arm in MAIN]
+
+
+def _conditions(kind: str, seed: int, settings: Parameters) -> Cell:
+    """The full method on calibration sets whose images are not those of the questions."""
+    found: dict[str, pl.DataFrame | str] = {}
+    for name, pairs in CONDITIONS.items():
+        parameters = _parameters(kind, seed, settings, [FULL])
+        parameters = replace(parameters, profile=replace(parameters.profile, pairs=pairs))
+        found[name] = _run(f"{WORKSPACE}{kind}-{seed}-{pairs}", parameters)[FULL]
+    return found
+
+
+def _foreign(kind: str, adapter: Path, seed: int, settings: Parameters, *, whole: bool) -> Cell:
+    """The answers of a cell that is done with the adapter of other data; on the way, what each head of its own adapter brings."""
+    parameters = _parameters(kind, seed, settings, _arms(settings, whole=whole))
+    try:
+        with started(f"{WORKSPACE}{kind}-{seed}", parameters, _stages(parameters)) as pipeline:
+            folder = pipeline.workspace.folder
+            shutil.rmtree(folder / "data" / "adapters" / FOREIGN, ignore_errors=True)
+            shutil.copytree(adapter, folder / "data" / "adapters" / FOREIGN)
+            changes = {"evaluated": [*parameters.arms, FOREIGN], "measured": [FULL]}
+            pipeline.workspace.write_params({**parameters.as_params(), **changes})
+            pipeline.run([f"head_gains@{FULL}", *evaluation_stages(FOREIGN, parameters)])
+            base = read_answers(folder / "data", BASE)
+            return {BASE: base, OTHER_DATA: answers_or_reason(folder, FOREIGN, base)}
+    except (StageFailed, ValueError) as error:
+        return {BASE: str(error), OTHER_DATA: str(error)}

@@ -1,0 +1,203 @@
+"""The page of the ablations: every effect, whether the paper's order held, and what became of the heads."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from flows.cells import NOTE, Pair, Row, key_of, means
+from headwise.arms import HEAD_ARMS
+from headwise.calibration.rah_lora.schema import GAINS, GAINS_FILE, TARGETS, TARGETS_FILE
+from headwise.evaluation.paired import holm
+from headwise.evaluation.table import BASE
+from headwise.files import read_json, read_table
+from headwise.intervals import LEVEL
+
+FULL = "rah"
+MAIN = (FULL, "rah-without-caf", "rah-random", "rah-inverse")
+"""What the paper orders: full > without CAF > random targets ~ no change > inverse targets."""
+CLOSED = ", answers"
+"""Added to a split's name: its closed questions' reference answers, by their perplexity."""
+EQUAL = "random ~ no change"
+ORDER: Mapping[str, Pair] = {
+    "full > without CAF": ("rah-without-caf", FULL),
+    "without CAF > random": ("rah-random", "rah-without-caf"),
+    EQUAL: (BASE, "rah-random"),
+    "no change > inverse": ("rah-inverse", BASE),
+}
+"""The paper's order, each with the worse arm and the better one."""
+MEASURES = {
+    ("evaluation", "accuracy"): "closed questions, points",
+    (f"evaluation{CLOSED}", "perplexity"): "their answers' perplexity, ratio",
+    ("evaluation", "perplexity"): "caption perplexity, ratio",
+    ("forgetting", "accuracy"): "forgetting probe, points",
+}
+CLAIMS = ("targets", "accepted", "rolled_back", "skipped", "parameters", "kl")
+
+
+def as_markdown(rows: Sequence[Row], folders: Mapping[str, Path]) -> str:
+    """The table of effects, whether the paper's order held, and from each data set's first cell what became of the targets.
+
+    folders: of those cells.
+    """
+    parts = [_effects(rows), NOTE, *signs(rows)]
+    for kind, folder in folders.items():
+        for title, table in (
+            ("what became of the targets", outcomes(folder)),
+            ("singular values", spectra(folder)),
+            ("heads", heads(folder)),
+        ):
+            if table:
+                parts += [f"{kind}, {title}:", _markdown(table)]
+    failed = [f"- {row['data']}, {row['arm']}, seed {row['seed']}: {row['reason']}" for row in rows if row.get("reason")]
+    return "\n\n".join([*parts, *(["Cells that failed:", "\n".join(failed)] if failed else [])]) + "\n"
+
+
+def _effects(rows: Sequence[Row]) -> str:
+    """A line per data set and pair of arms, a column per measure."""
+    found = {key_of(row): row for row in means(rows)}
+    pairs = list(dict.fromkeys((row["data"], row["arm"], row["against"], row["seeds"]) for row in means(rows)))
+    lines: list[Row] = []
+    for kind, arm, against, seeds in pairs:
+        own = {title: found.get((kind, arm, against, *measure)) for measure, title in MEASURES.items()}
+        cells = {title: _words(row) if row else "" for title, row in own.items()}
+        lines.append({"data": kind, "arm": arm, "against": against, "seeds": seeds, **cells})
+    return _markdown(lines)
+
+
+def _words(row: Row) -> str:
+    scale, digits = (100, 2) if row["metric"] == "accuracy" else (1, 4)
+    effect, low, high = (f"{scale * float(str(row[name])):{'+' if scale == 100 else ''}.{digits}f}" for name in ("effect", "low", "high"))
+    return f"{effect} ({low} to {high})"
+
+
+def _markdown(lines: Sequence[Row]) -> str:
+    columns = list(lines[0])
+    cells = [[_cell(line[column]) for column in columns] for line in lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *cells])
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def signs(rows: Sequence[Row]) -> list[str]:
+    """For each data set and measure, which part of the paper's order held, by p-values adjusted over all of these questions (Holm).
+
+    A gain holds if the whole interval and its adjusted p-value say so; "random ~ no change" if both one-sided tests at the margin do. What
+    was not shown is said with the smallest gain that the sample shows four times out of five.
+    """
+    found = {key_of(row): row for row in means(rows)}
+    asked = [
+        (kind, name, measure, row)
+        for kind in dict.fromkeys(row["data"] for row in rows)
+        for name, pair in ORDER.items()
+        for measure in list(MEASURES)[:3]
+        if (row := _of_pair(found, kind, pair, measure))
+    ]
+    p_values = holm(np.array([row["p_value"] for *_, row in asked], dtype=np.float64)) if asked else []
+    return [
+        f"{kind}, {name}, by {MEASURES[measure].split(',')[0]}: {_held(name, row, float(p))}."
+        for (kind, name, measure, row), p in zip(asked, p_values, strict=True)
+    ]
+
+
+def _of_pair(found: Mapping[tuple[object, ...], Row], kind: object, pair: Pair, measure: tuple[str, str]) -> Row | None:
+    """The row of two arms; with the model as it was on the better side, the same row of the worse arm turned round."""
+    worse, better = pair
+    if better != BASE:
+        return found.get((kind, better, worse, *measure))
+    row = found.get((kind, worse, better, *measure))
+    return turned(row) if row else None
+
+
+def turned(row: Row) -> Row:
+    """The comparison seen from the other side."""
+    values = {name: float(str(row[name])) for name in ("before", "after", "effect", "low", "high", "detectable")}
+    back = (lambda x: 1 / x) if row["metric"] == "perplexity" else (lambda x: -x)
+    effects = {"effect": back(values["effect"]), "low": back(values["high"]), "high": back(values["low"])}
+    detectable = values["detectable"]  # as large a change in the direction that is better
+    return {**row, **effects, "before": values["after"], "after": values["before"], "detectable": detectable}
+
+
+def _held(name: str, row: Row, p: float) -> str:
+    effect, unit = _words(row), "a ratio of" if row["metric"] == "perplexity" else "a gain of"
+    neutral, better = (1.0, -1) if row["metric"] == "perplexity" else (0.0, 1)
+    low, high = float(str(row["low"])), float(str(row["high"]))
+    beyond = low > neutral or high < neutral
+    if name == EQUAL:
+        if float(str(row["p_equivalent"])) < 1 - LEVEL:
+            return f"held, {effect}"
+        return f"not so, {effect}" if beyond and p < 1 - LEVEL else f"not shown, {effect}"
+    if beyond and p < 1 - LEVEL:
+        return f"held, {effect}" if (low > neutral) == (better == 1) else f"the other way round, {effect}"
+    scale, digits = (100, 1) if row["metric"] == "accuracy" else (1, 4)
+    return f"not shown, {effect}; {unit} {scale * float(str(row['detectable'])):.{digits}f} would have been"
+
+
+def outcomes(folder: Path) -> list[Row]:
+    """For each arm of a cell the targets, how far it went, and what it cost."""
+    lines: list[Row] = []
+    for arm in HEAD_ARMS:
+        path = folder / "data" / "adapters" / arm / "calibration.json"
+        if path.is_file():
+            claims = read_json(path)
+            spent: Any = claims["forward_equivalents"]
+            counts = {
+                name.replace("_", " "): claims[name] for name in ("targets", "accepted", "rolled_back", "skipped", "parameters", "kl")
+            }
+            lines.append({"arm": arm, **counts, "forward equivalents": sum(spent.values())})
+    return lines
+
+
+def spectra(folder: Path) -> list[Row]:
+    """By thirds of the calibrated depth: how many singular values the heads' changes have, and which share of their energy a rank keeps."""
+    path = folder / "data" / "adapters" / FULL / TARGETS_FILE
+    changes = read_table(path, TARGETS).drop_nulls("singular_values") if path.is_file() else pl.DataFrame()
+    if changes.is_empty():
+        return []
+    depth = int(np.max(changes["layer"].to_numpy())) + 1
+    lines: list[Row] = []
+    for (third,), own in sorted(changes.group_by(pl.col("layer") * 3 // depth), key=lambda group: str(group[0])):
+        energies = [np.square(values) / np.square(values).sum() for values in map(np.asarray, own["singular_values"])]
+        kept = {f"energy in {rank}": float(np.mean([energy[:rank].sum() for energy in energies])) for rank in (4, 8, 16, 32)}
+        ends = own["layer"].to_numpy()
+        effective = float(np.mean(own["effective_rank"].to_numpy()))
+        lines.append({"layers": f"{ends.min()} to {ends.max()}", "heads": len(own), "effective rank": effective, **kept})
+        assert isinstance(third, int)
+    return lines
+
+
+def heads(folder: Path) -> list[Row]:
+    """Where the gain comes from: the influence-saliency gap against the gain per head, and the heads' shares of the sum of gains, from the
+    widest gap on; and the rank correlation of influence and saliency over all heads.
+    """
+    gains, targets = folder / "data" / "gains" / FULL / GAINS_FILE, folder / "data" / "adapters" / FULL / TARGETS_FILE
+    if not gains.is_file():
+        return []
+    measured = read_table(gains, GAINS)
+    whole = measured.filter(pl.col("layer").is_null()).row(0, named=True)
+    each = measured.drop_nulls("layer").join(read_table(targets, TARGETS).select("layer", "head", "gap"), on=["layer", "head"])
+    each = each.sort("gap", descending=True)
+    total = float(each["gain"].sum())
+    correlation = read_json(folder / "data" / "profile" / "profile.json")["isal_caf_rank_correlation"]
+    assert isinstance(correlation, dict)
+    found: dict[str, object] = {
+        "nats an answer gained by the whole adapter": f"{whole['gain']:.5f} ({whole['low']:.5f} to {whole['high']:.5f})",
+        "sum of the gains of single heads": f"{total:.5f}",
+        "heads whose interval excludes 0: better, worse": f"{_count(each, 'low', 1)}, {_count(each, 'high', -1)}",
+    }
+    if len(each) > 1:
+        gap = each.select(pl.corr("gap", "gain", method="spearman")).item()
+        found["rank correlation of gap and gain"] = f"{gap:.2f} ({len(each)} heads)"
+        for share in (10, 25, 50):
+            number = max(1, round(share / 100 * len(each)))
+            found[f"gain of the {share} % with the widest gap"] = f"{float(each['gain'][:number].sum()):.5f}"
+    found |= {f"rank correlation of I-SAL and {name} CAF": value for name, value in correlation.items()}
+    return [{"quantity": quantity, "value": value} for quantity, value in found.items()]
+
+
+def _count(gains: pl.DataFrame, bound: str, side: int) -> int:
+    return int((gains[bound].to_numpy() * side > 0).sum())
