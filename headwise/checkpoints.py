@@ -8,6 +8,7 @@ from typing import Literal
 from unittest.mock import patch
 
 import torch
+from torch import nn
 from transformers import modeling_gguf_pytorch_utils
 from transformers.utils.logging import set_tqdm_hook, tqdm
 
@@ -43,6 +44,27 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         set_tqdm_hook(before)
+
+
+@contextmanager
+def restored_flags(module: nn.Module) -> Iterator[None]:
+    """At the end each weight gets its `requires_grad` back, which PEFT takes from the model that it is put on."""
+    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No weight takes gradients inside: passes hold less for a backward one, and on a CPU bfloat16 is multiplied by the kernels that serve
+    a model under PEFT, which round otherwise than those for weights that take gradients.
+    """
+    with restored_flags(module):
+        module.requires_grad_(False)
+        yield
 
 
 def require_safetensors(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from headwise.arms import ARMS
+from headwise.checkpoints import frozen
 from headwise.evaluation.conditions import library_versions
 from headwise.evaluation.evaluate import evaluate
 from headwise.evaluation.judgement import Questions
@@ -59,7 +60,7 @@ def write_answers(
     decided = {**made, "device": vlm.device.type, "max_new_tokens": settings.max_new_tokens, "code": _code()}
     kept = os.environ.get(RESPONSES)
     responses = Responses(Path(kept) if kept else None, {**decided, "adapter": sha256_tree(adapter) if adapter else None})
-    with progress_bar(asked.title) as progress:
+    with progress_bar(asked.title) as progress, frozen(vlm.base):  # as PEFT leaves it: with and without an adapter by the same kernels
         answers, bad = answer(vlm, questions, settings, responses, progress)
     check_bad_share(bad, len(questions.examples), settings.max_bad_share)
     save_answers(output, answers, bad, adapter, settings, asked, {**made, "asked": _digest(questions)})

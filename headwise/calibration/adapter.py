@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from headwise.checkpoints import restored_flags
 from headwise.files import new_folder, read_json, sha256_file, write_json
 from headwise.likelihood import answer_logits
 from headwise.vlm import VLM, Batch, adapt, load_vlm, with_adapter
@@ -112,17 +113,6 @@ def attached(vlm: VLM, folder: Path) -> Iterator[VLM]:
             yield replace(vlm, model=adapted)
         finally:
             adapted.unload()
-
-
-@contextmanager
-def restored_flags(module: nn.Module) -> Iterator[None]:
-    """PEFT freezes the model that it is put on; at the end each weight gets its `requires_grad` back."""
-    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 def prove_adapter(vlm: VLM, folder: Path, batch: Batch, trained: Float[Tensor, "target vocabulary"]) -> Proof:

@@ -20,9 +20,9 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from headwise.calibration.adapter import restored_flags, weights_digest
+from headwise.calibration.adapter import weights_digest
 from headwise.calibration.settings import Lora
-from headwise.checkpoints import quiet
+from headwise.checkpoints import quiet, restored_flags
 from headwise.examples import BadExample, Example, check_bad_share
 from headwise.files import frame_of
 from headwise.likelihood import answer_logits, open_referenced, read_answers

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwise.attention.edits import Edits, editing
+from headwise.checkpoints import frozen
 from headwise.vlm import VLM, Batch
 
 
@@ -19,7 +20,7 @@ def gate_gradients(vlm: VLM, batch: Batch) -> Float[Tensor, "batch layer head"]:
     gates = torch.ones(len(segments.first), vlm.num_layers, vlm.num_heads, device=vlm.device, dtype=_precise(vlm), requires_grad=True)
     rows = segments.question.any(0).nonzero()[:, 0]
     asked = segments.question[:, rows]
-    with torch.enable_grad(), editing(vlm, Edits(gates=gates), segments):
+    with torch.enable_grad(), frozen(vlm.base), editing(vlm, Edits(gates=gates), segments):
         logits = vlm.model(**batch.inputs, logits_to_keep=rows, use_cache=False).logits
         first, second = logits.to(gates.dtype).topk(2, dim=-1).values.unbind(-1)
         losses = -((first - second) * asked).sum(1) / asked.sum(1)  # the softmax's normaliser cancels

@@ -19,6 +19,7 @@ from headwise.calibration.rah_lora.targets import Head, HeadScores, anchors_for,
 from headwise.calibration.rah_lora.transfer import Anchor, Transfer, effective_rank, similarities, transfers
 from headwise.calibration.rah_lora.trust_region import Outcome, TrustRegion, search
 from headwise.calibration.rah_lora.updates import Factors, Update, scaled, stacked, updated
+from headwise.checkpoints import frozen
 from headwise.files import frame_of
 from headwise.likelihood import answer_logits
 from headwise.profile.saliency import layer_z_scores
@@ -67,17 +68,18 @@ def fit_rah_lora(
     found = {target: _anchors(projections, target, targets, profile, settings) for target in targets}
     units = transfers(projections, {target: anchors for target, anchors in found.items() if anchors}, settings)
     batches = calibration_batches(vlm, folder, profile.sample, batch_size)
-    region = TrustRegion(vlm, batches, sorted({unit.layer for unit in units}), progress)
 
     def flow(unit: Transfer) -> float:
         return max(float(profile.caf[head]) for head in unit.heads)
 
-    outcomes, trials = search(region, units, flow, settings, progress)
-    kept = stacked([scaled(outcome.transfer.update, outcome.alpha) for outcome in outcomes if outcome.alpha])
-    path = projections.path(layer_range(settings, vlm.num_layers)[0], "o_proj")
-    update = kept or {path: Factors(torch.zeros(first.out_features, 1), torch.zeros(1, first.in_features))}
-    with torch.no_grad(), updated(vlm.base, update):
-        logits = answer_logits(vlm, batches[0])
+    with frozen(vlm.base):
+        region = TrustRegion(vlm, batches, sorted({unit.layer for unit in units}), progress)
+        outcomes, trials = search(region, units, flow, settings, progress)
+        kept = stacked([scaled(outcome.transfer.update, outcome.alpha) for outcome in outcomes if outcome.alpha])
+        path = projections.path(layer_range(settings, vlm.num_layers)[0], "o_proj")
+        update = kept or {path: Factors(torch.zeros(first.out_features, 1), torch.zeros(1, first.in_features))}
+        with torch.no_grad(), updated(vlm.base, update):
+            logits = answer_logits(vlm, batches[0])
     return RahFit(
         config=lora_config(update),
         weights=lora_weights(update),

@@ -17,6 +17,7 @@ from headwise.calibration.rah_lora.replay import Replay
 from headwise.calibration.rah_lora.schema import GAINS, TARGETS, TARGETS_FILE
 from headwise.calibration.rah_lora.targets import Head
 from headwise.calibration.rah_lora.updates import Factors, Update
+from headwise.checkpoints import frozen
 from headwise.evaluation.paired import bootstrap_interval, cluster_sums
 from headwise.evaluation.statistics import Statistics
 from headwise.files import frame_of, read_table
@@ -53,10 +54,12 @@ def head_gains(
         chosen = [one.example for one in ordered[batch : batch + batch_size]]
         asked = [example.question for example in chosen], [example.answers[0] for example in chosen]
         encoded = encode(vlm, [open_referenced(folder, example) for example in chosen], *asked)
-        replay, labels = Replay(vlm, encoded, sorted(set(starts.values()))), encoded.inputs["input_ids"][answer_targets(encoded)]
-        before = _nats(replay.logits, labels, replay.examples)
-        for head, part in parts.items():
-            won[head].append(before - _nats(replay.changed(part, starts[head]), labels, replay.examples))
+        labels = encoded.inputs["input_ids"][answer_targets(encoded)]
+        with frozen(vlm.base):
+            replay = Replay(vlm, encoded, sorted(set(starts.values())))
+            before = _nats(replay.logits, labels, replay.examples)
+            for head, part in parts.items():
+                won[head].append(before - _nats(replay.changed(part, starts[head]), labels, replay.examples))
         progress(done + 1, -(-len(ordered) // batch_size))
     images = np.array([one.example.image for one in ordered])
     return frame_of([_row(head, np.concatenate(values), images, settings) for head, values in won.items()], GAINS)
