@@ -23,10 +23,11 @@ SPLIT = "evaluation"
 
 def write_gains(images: Path, adapter: Path, output: Path, observed: Observation, drawn: Profile) -> None:
     """Measure what every accepted head of a RAH-LoRA adapter brings alone, on as many questions of the evaluation split as the profile
-    has, drawn as those are, and write gains.parquet and manifest.json. Nothing is chosen by it.
+    has, drawn as those are, and write gains.parquet and manifest.json. Nothing is chosen by it. The model is read in float32, whatever
+    the run has: in bfloat16 an answer's nats vary by more than a head brings.
     """
     questions = draw_sample(read_examples(images, SPLIT), drawn)
-    vlm = load_vlm(observed.model, dtype=observed.dtype)
+    vlm = load_vlm(observed.model, dtype="float32")
     with progress_bar(f"gains of the heads, arm {output.name}") as progress:
         gains = head_gains(vlm, images, adapter, questions, observed.batch_size, Statistics(), progress)
     with new_folder(output) as folder:
