@@ -20,17 +20,17 @@ def publish_table(stage: str, rows: Rows) -> None:
         create_table_artifact(rows, key=_key(stage), description=f"What the stage `{stage}` wrote.")
 
 
-def publish_heat_map(scores: Path, statistic: str, layers: Sequence[int]) -> None:
-    """The layer-by-head heat map, the chosen layers framed, inside the artifact itself: no server has to serve the file."""
+def publish_heat_map(scores: Path, statistic: str, layers: Sequence[int], heads: Sequence[tuple[int, int]] = ()) -> None:
+    """The layer-by-head heat map, chosen layers or heads framed, inside the artifact itself: no server has to serve the file."""
     from headwise.files import read_table
     from headwise.report.charts import heat_map
     from headwise.scores.schema import HEADS, HEADS_FILE
 
     with TemporaryDirectory() as temporary:
-        image = heat_map(read_table(scores / HEADS_FILE, HEADS), statistic, Path(temporary) / "heat_map.png", layers)
+        image = heat_map(read_table(scores / HEADS_FILE, HEADS), statistic, Path(temporary) / "heat_map.png", layers, targets=heads)
         encoded = base64.b64encode(image.read_bytes()).decode()
     create_image_artifact(
-        f"data:image/png;base64,{encoded}", key="heat-map", description=f"`{statistic}` of every head; framed: {list(layers)}"
+        f"data:image/png;base64,{encoded}", key="heat-map", description=f"`{statistic}` of every head; framed: {list(layers or heads)}"
     )
 
 

@@ -27,12 +27,14 @@ from flows.registry import (
     registered_name,
 )
 from headwise.arms import HEAD_ARMS
+from headwise.calibration.rah_lora.schema import TARGETS, TARGETS_FILE
 from headwise.data import check_data
 from headwise.evaluation.compare import Comparison, compare
 from headwise.evaluation.conditions import check_conditions
 from headwise.evaluation.statistics import Statistics
 from headwise.evaluation.table import BASE, CHAMPION, answer_folders, read_answers
 from headwise.examples import read_examples
+from headwise.files import read_table
 from headwise.selection import SELECTION_FILE, read_selection
 
 if TYPE_CHECKING:
@@ -204,6 +206,10 @@ def _figures(arm: str, comparisons: Sequence[Comparison]) -> Iterator[tuple[str,
 
 
 def _publish_heat_map(folder: Path, arm: str) -> None:
+    if arm in HEAD_ARMS:
+        targets = read_table(folder / ADAPTERS / arm / TARGETS_FILE, TARGETS, ["layer", "head"])
+        publish_heat_map(folder / "data" / "profile", "isal", (), targets.rows())
+        return
     selection = read_selection(folder / "data" / "selections" / arm / SELECTION_FILE)
     publish_heat_map(folder / "data" / "scores", selection.criterion.statistic, selection.layers)
 

@@ -11,7 +11,7 @@ import polars as pl
 from headwise.arms import HEAD_ARMS
 from headwise.calibration.adapter import CALIBRATION, adapter_digest, parameter_count, prove_adapter, write_adapter
 from headwise.calibration.rah_lora.fit import RahFit, fit_rah_lora
-from headwise.calibration.rah_lora.schema import TARGETS, TARGETS_FILE, TRIALS, TRIALS_FILE
+from headwise.calibration.rah_lora.schema import CURVE, CURVE_FILE, TARGETS, TARGETS_FILE, TRIALS, TRIALS_FILE
 from headwise.calibration.rah_lora.settings import RahLora
 from headwise.examples import INDEX
 from headwise.files import MANIFEST, new_folder, read_json, write_json, write_manifest, write_table
@@ -34,8 +34,8 @@ def settings_of(arm: str, settings: RahLora) -> RahLora:
 def calibrate(images: Path, profile: Path, output: Path, observed: Observation, settings: RahLora) -> None:
     """Calibrate the heads that the profile gives, prove the folder by loading it, and write it.
 
-    Beside the PEFT folder: targets.parquet, trials.parquet, calibration.json and manifest.json. Raises ValueError if the profile is of
-    another model, the model is quantised, or the written adapter is not what was accepted.
+    Beside the PEFT folder: targets.parquet, trials.parquet, curve.parquet, calibration.json and manifest.json. Raises ValueError if the
+    profile is of another model, the model is quantised, or the written adapter is not what was accepted.
     """
     vlm, made = load_vlm(observed.model, dtype=observed.dtype), revision(observed.model)
     if (profiled := read_json(profile / MANIFEST)["model"]) != made:
@@ -46,6 +46,7 @@ def calibrate(images: Path, profile: Path, output: Path, observed: Observation, 
         write_adapter(fit.config, fit.weights, observed.model, folder)
         write_table(fit.targets, folder / TARGETS_FILE, TARGETS)
         write_table(fit.trials, folder / TRIALS_FILE, TRIALS)
+        write_table(fit.curve, folder / CURVE_FILE, CURVE)
         write_json(_calibration(vlm, fit, read_json(profile / PROFILE_FILE), folder), folder / CALIBRATION)
         extra = {"arm": output.name, "model": made, "dtype": str(vlm.dtype)}
         write_manifest(folder, stage="rah_lora", settings=settings, inputs={"index": images / INDEX, "profile": profile}, extra=extra)

@@ -21,12 +21,14 @@ from flows.parameters import Parameters
 from flows.registry import registered_name
 from flows.tracking import open_client
 from headwise.benchmarks.benchmark import Source
+from headwise.calibration.rah_lora.settings import RahLora
 from headwise.calibration.settings import Lora
 from headwise.data import DataSource
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.statistics import Statistics
 from headwise.files import read_json, sha256_tree
 from headwise.observation import Observation
+from headwise.profile.settings import Profile
 from headwise.scores.head_impact import HeadImpact
 from headwise.selection import Criterion
 from headwise.vlm import load_vlm
@@ -68,7 +70,9 @@ def night(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> Ite
         evaluation=Evaluation(max_new_tokens=2),
         statistics=Statistics(bootstrap=200, sign_flips=200, margin=0.5),
         benchmarks=(Source(name="pope", limit=6),),
-        arms=("top",),
+        profile=Profile(examples=6, probes=3, max_new_tokens=3),
+        rah_lora=RahLora(p_isal=40.0, p_caf=20.0, layers=(0.0, 1.0), beta=0.0, delta=1.0),
+        arms=("top", "rah"),
         name="tiny",
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -99,8 +103,12 @@ def _run(parameters: Settings) -> Result:
     return result
 
 
+def of_the_arms(night: Night) -> list[str]:
+    return [stage for arm in night.parameters.arms for stage in arm_stages(arm, night.parameters)]
+
+
 def test_every_stage_ran_and_the_second_run_recomputed_nothing(night: Night) -> None:
-    assert list(night.first.recomputed) == [*shared_stages(night.parameters), *arm_stages("top", night.parameters)]
+    assert list(night.first.recomputed) == [*shared_stages(night.parameters), *of_the_arms(night)]
     assert night.second.recomputed == ()
     assert night.second.comparisons == night.first.comparisons
 
@@ -110,12 +118,22 @@ def test_the_adapter_loads_in_the_model_and_is_the_one_that_was_traced(night: Ni
     assert load_vlm(night.parameters.attention.model, adapter=adapter, dtype="float32").num_layers == tiny.NUM_LAYERS
     digest = read_json(adapter / "calibration.json")["adapter_sha256"]
     base_digest = read_json(adapter / "calibration.json")["base_sha256"]
-    assert read_json(night.folder / "lineage.json")["adapters"] == {"top": {"sha256": digest, "base_sha256": base_digest}}
+    traced = read_json(night.folder / "lineage.json")["adapters"]
+    assert isinstance(traced, dict) and set(traced) == {"top", "rah"}
+    assert traced["top"] == {"sha256": digest, "base_sha256": base_digest} and traced["rah"]["base_sha256"] == base_digest
     evaluated = read_json(night.folder / "data/evaluations/top/manifest.json")["inputs"]
     assert isinstance(evaluated, dict) and evaluated["adapter"] == sha256_tree(adapter)
     version = open_client().get_model_version_by_alias(night.registered, "challenger")
     assert (str(version.version), version.tags["adapter.sha256"]) == ("1", digest)
     assert len(open_client().search_model_versions(f"name = '{night.registered}'")) == 1
+
+
+def test_rah_lora_calibrated_heads_without_labels(night: Night) -> None:
+    adapter = night.folder / "data/adapters/rah"
+    assert load_vlm(night.parameters.attention.model, adapter=adapter, dtype="float32").num_layers == tiny.NUM_LAYERS
+    found = read_json(adapter / "calibration.json")
+    assert found["accepted"] and 0 < float(str(found["kl"])) <= night.parameters.rah_lora.delta
+    assert "arm “rah” calibrated" in night.first.report.read_text(encoding="utf-8")
 
 
 def test_the_registered_model_answers(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +153,7 @@ def test_mlflow_holds_a_parent_and_a_nested_run_per_stage_of_each_night(night: N
     assert {run.info.status for run in runs} == {"FINISHED"}
     parents = {run.info.run_id: run for run in runs if run.info.run_name == "tiny"}
     assert sorted(run.data.tags["recomputed"] == "nothing" for run in parents.values()) == [False, True]
-    stages = [*shared_stages(night.parameters), *arm_stages("top", night.parameters)]
+    stages = [*shared_stages(night.parameters), *of_the_arms(night)]
     for parent in parents:
         nested = {str(run.info.run_name): run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent}
         assert sorted(nested) == sorted(stages)

@@ -21,6 +21,8 @@ NAMES = {
     "head_impact_adjusted": "Head Impact above chance (IoU)",
     "head_impact_nosink": "Head Impact without sink tokens (mean IoU)",
     "visual_mass": "Attention that falls on the image",
+    "isal": "I-SAL (z-score within the layer)",
+    "caf": "Causal flow (CAF)",
 }
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 4.6, 0.55, 0.15, 0.12, 1.02
 """Inches. The heat map and the strips share these margins, so that their layers stand at the same height side by side."""
@@ -40,8 +42,15 @@ def score_grid(heads: pl.DataFrame, statistic: str) -> Float[np.ndarray, "layer 
     return grid
 
 
-def heat_map(heads: pl.DataFrame, statistic: str, out: Path, chosen: Collection[int] = (), theme: Theme = LIGHT) -> Path:
-    """Draw a statistic over layers (rows) and heads (columns), the chosen layers framed, as a PNG; returns `out`.
+def heat_map(
+    heads: pl.DataFrame,
+    statistic: str,
+    out: Path,
+    chosen: Collection[int] = (),
+    theme: Theme = LIGHT,
+    targets: Collection[tuple[int, int]] = (),
+) -> Path:
+    """Draw a statistic over layers (rows) and heads (columns), chosen layers and target heads framed, as a PNG; returns `out`.
 
     The colour map is viridis, perceptually uniform and readable without colour vision. `heads` has the columns layer, head,
     statistic and value. Raises ValueError if the statistic has no row.
@@ -56,6 +65,8 @@ def heat_map(heads: pl.DataFrame, statistic: str, out: Path, chosen: Collection[
     axes.set_xlabel("head", color=theme.muted)
     for layer in sorted(chosen):
         axes.add_patch(Rectangle((-0.5, layer - 0.5), grid.shape[1], 1, fill=False, linewidth=1.8, edgecolor=theme.chosen, clip_on=False))
+    for layer, head in targets:
+        axes.add_patch(Rectangle((head - 0.45, layer - 0.45), 0.9, 0.9, fill=False, linewidth=1.6, edgecolor=theme.chosen))
     bar_axes = figure.add_axes((LEFT / WIDTH, 0.42 / _height(len(grid)), 1 - (LEFT + RIGHT) / WIDTH, 0.09 / _height(len(grid))))
     bar = figure.colorbar(image, cax=bar_axes, orientation="horizontal")
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]  the stub takes the spines for a callable
@@ -100,6 +111,51 @@ def loss_lines(losses: Mapping[str, pl.DataFrame], out: Path, theme: Theme = LIG
     axes.set_xlabel("step", color=theme.muted)
     axes.set_ylabel("loss (nats per token)", color=theme.muted)
     axes.legend(frameon=False, labelcolor=theme.ink, fontsize=8, ncols=4, loc="lower right", bbox_to_anchor=(1, 0.99), borderaxespad=0)
+    return _save(figure, out)
+
+
+def saliency_scatter(heads: pl.DataFrame, targets: Collection[tuple[int, int]], out: Path, theme: Theme = LIGHT) -> Path:
+    """Draw every head by its I-SAL and the logarithm of its causal flow, the targets in colour."""
+    isal, caf = (score_grid(heads, name) for name in ("isal", "caf"))
+    chosen = np.zeros(isal.shape, dtype=bool)
+    for target in targets:
+        chosen[target] = True
+    figure, axes = _plot_figure(theme)
+    for mask, colour, size, label in ((~chosen, theme.third, 9, "other heads"), (chosen, theme.chosen, 26, "targets")):
+        axes.scatter(isal[mask], caf[mask], s=size, color=colour, alpha=0.75, linewidths=0, label=label)
+    if (caf > 0).any():
+        axes.set_yscale("log")
+    axes.set_xlabel(NAMES["isal"], color=theme.muted)
+    axes.set_ylabel(NAMES["caf"], color=theme.muted)
+    return _finish(figure, axes, out, theme)
+
+
+def divergence_line(curve: pl.DataFrame, delta: float, out: Path, theme: Theme = LIGHT) -> Path:
+    """Draw how the divergence grows with the step size around the accepted one, and where the trust region ends."""
+    figure, axes = _plot_figure(theme)
+    axes.plot(curve["scale"], curve["kl"], color=theme.third, linewidth=1.4, marker="o", markersize=4)
+    own = curve.filter(pl.col("scale") == 1)
+    axes.plot(own["scale"], own["kl"], color=theme.chosen, marker="o", markersize=7, linestyle="", label="accepted")
+    axes.axhline(delta, color=theme.muted, linewidth=1, linestyle="--", label="delta")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("step size alpha, as a multiple of the accepted one", color=theme.muted)
+    axes.set_ylabel("KL from the uncalibrated model (nats)", color=theme.muted)
+    return _finish(figure, axes, out, theme)
+
+
+def _plot_figure(theme: Theme) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, 3.4), facecolor=theme.card)
+    axes = figure.add_axes((0.16, 0.15, 0.81, 0.75))
+    _dress(axes, theme)
+    axes.grid(color=theme.rule, linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _finish(figure: Figure, axes: Axes, out: Path, theme: Theme) -> Path:
+    axes.minorticks_off()
+    axes.legend(frameon=False, labelcolor=theme.ink, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 0.99), borderaxespad=0)
     return _save(figure, out)
 
 

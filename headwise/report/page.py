@@ -7,6 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from headwise.files import new_folder
 from headwise.report.contact_sheet import masks_section
+from headwise.report.head_targets import targets_section
 from headwise.report.records import bad_examples, manifest_table, statistical_tests, words
 from headwise.report.results import read_results, read_statistics
 from headwise.report.sections import heads_section, losses_section, overlays_section, read_scores, summary
@@ -21,6 +22,7 @@ CONTENTS = (
     ("masks", "The masks"),
     ("overlays", "Attention over the images"),
     ("losses", "The calibrations"),
+    ("targets", "The calibrated heads"),
     ("bad", "Examples left out"),
     ("origin", "Where it comes from"),
 )
@@ -31,6 +33,7 @@ ABSENT = {
     "masks": "No mask has been made yet.",
     "overlays": "No calibration example has an image, a usable mask and attention over the image yet.",
     "losses": "No layer has been calibrated yet.",
+    "targets": "No head has been calibrated by RAH-LoRA yet.",
     "bad": "No step that came to its end left an example out.",
     "run": "No run has come to its end here yet, so there are no ids to show.",
     "manifests": "No step has written its manifest yet.",
@@ -82,6 +85,7 @@ def _context(data: Path, folder: Path, run: Mapping[str, str]) -> dict[str, obje
         "overlays": overlays_section(data, scores, folder / "overlays") if scores else None,
         "masks": masks_section(data, folder / "masks"),
         "losses": losses_section(data / "adapters", folder / "charts"),
+        "targets": targets_section(data, folder / "charts"),
         "bad": bad_examples(data),
         "manifests": manifest_table(data),
     }

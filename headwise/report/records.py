@@ -10,7 +10,7 @@ from headwise.examples import BAD
 from headwise.files import MANIFEST, read_json, read_table, sha256_file
 from headwise.masks.table import read_masks, written_shards
 
-STAGES = ("images", "masks", "attention", "scores", "selections", "adapters", "evaluations")
+STAGES = ("images", "masks", "attention", "scores", "selections", "profile", "adapters", "evaluations")
 MAX_BAD_ROWS = 200
 TITLES = {
     "examples": "Examples",

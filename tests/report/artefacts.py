@@ -8,17 +8,19 @@ import polars as pl
 import pyarrow as pa
 
 from headwise.attention.schema import ATTENTION
+from headwise.calibration.rah_lora.schema import CURVE, TARGETS
+from headwise.calibration.rah_lora.settings import RahLora
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.table import ANSWERS
 from headwise.examples import Example, write_bad, write_examples
-from headwise.files import sha256_file, write_json, write_manifest, write_table
+from headwise.files import frame_of, sha256_file, write_json, write_manifest, write_table
 from headwise.layout import View
 from headwise.masks.rle import encode
 from headwise.masks.table import MASKS
 from headwise.scenes import compose_scene
 from headwise.scores.schema import HEADS
 from headwise.segments import coverage
-from headwise.selection import Arm, Criterion, Selection, write_selection
+from headwise.selection import Criterion, LayerArm, Selection, write_selection
 
 GRID = (10, 10)
 LAYOUT = (View(*GRID),)
@@ -36,7 +38,7 @@ class Size:
     planted: tuple[tuple[int, int], ...] = ((2, 1), (3, 0))
 
 
-def write_workspace(root: Path, size: Size, arms: tuple[Arm, ...] = ("top", "bottom"), question: str | None = None) -> Path:
+def write_workspace(root: Path, size: Size, arms: tuple[LayerArm, ...] = ("top", "bottom"), question: str | None = None) -> Path:
     """Write every stage's folder under `root/data`; `question` replaces the first example's."""
     data, rng = root / "data", np.random.default_rng(7)
     for folder in ("images/images", "masks/shard=00", "attention/shard=00", "attention/shard=01", "scores"):
@@ -46,6 +48,7 @@ def write_workspace(root: Path, size: Size, arms: tuple[Arm, ...] = ("top", "bot
     write_scores(data, size, maps, masks)
     for arm in arms:
         write_arm(data, arm, size, rng)
+    write_head_arm(data, size, rng)
     for arm, skill in zip(("base", *arms), (0.0, 0.35, 0.02, 0.1, 0.3), strict=False):
         write_answers(data, arm, size, skill)
     (root / "params.yaml").write_text("statistics: {bootstrap: 1000, sign_flips: 1000}\n", encoding="utf-8")
@@ -157,7 +160,7 @@ def write_scores(data: Path, size: Size, maps: dict[str, np.ndarray], masks: dic
     write_manifest(data / "scores", stage="scores", settings=Evaluation(), inputs={"masks": data / "masks"})
 
 
-def write_arm(data: Path, arm: Arm, size: Size, rng: np.random.Generator) -> None:
+def write_arm(data: Path, arm: LayerArm, size: Size, rng: np.random.Generator) -> None:
     layers = {"top": [2, 3], "bottom": [0, 1], "random": [1, 4]}.get(arm, list(range(size.layers)))
     folder = data / "selections" / arm
     folder.mkdir(parents=True)
@@ -168,6 +171,34 @@ def write_arm(data: Path, arm: Arm, size: Size, rng: np.random.Generator) -> Non
     steps = np.arange(60)
     losses = pl.DataFrame({"step": steps.astype(np.int32), "loss": 2.5 * np.exp(-steps / 20) + 1 + rng.normal(0, 0.15, 60)})
     losses.write_parquet(adapter / "losses.parquet")
+
+
+def write_head_arm(data: Path, size: Size, rng: np.random.Generator) -> None:
+    """A profile, and an adapter of RAH-LoRA with a head accepted, one rolled back, and one without an anchor."""
+    profile, adapter = data / "profile", data / "adapters" / "rah"
+    profile.mkdir(parents=True)
+    adapter.mkdir(parents=True)
+    rows = [
+        {"layer": layer, "head": head, "statistic": name, "value": float(rng.random()), "n": 9, "low": None, "high": None}
+        for layer, head in np.ndindex(size.layers, size.heads)
+        for name in ("isal", "caf")
+    ]
+    write_table(pa.Table.from_pylist(rows, schema=HEADS), profile / "heads.parquet", HEADS)
+    write_json({"questions": 9, "isal_caf_rank_correlation": {"absolute": -0.25, "signed": None}}, profile / "profile.json")
+    anchor = {"layer": 1, "head": 0, "similarity": 0.875, "maps": 1.0, "values": 0.5, "outputs": 0.5}
+    same = {"isal": -1.5, "caf": 0.25, "gap": 2.0, "anchors": [anchor]}
+    tried = {**same, "singular_values": [2.0, 1.0], "effective_rank": 1.89, "projections": ["o_proj"], "kl_before": 0.01}
+    targets = [
+        {**tried, "layer": 0, "head": 1, "outcome": "accepted", "alpha": 0.15, "kl_after": 0.02},
+        {**tried, "layer": 1, "head": 2, "outcome": "rolled back", "reason": "too <far>", "alpha": 0.0, "kl_after": 0.01},
+        {**same, "layer": 2, "head": 0, "anchors": [], "outcome": "skipped", "reason": "no anchor"},
+    ]
+    write_table(frame_of(targets, TARGETS), adapter / "targets.parquet", TARGETS)
+    curve = [{"scale": scale, "kl": 0.02 * scale**2} for scale in (0.25, 0.5, 1.0, 2.0, 4.0)]
+    write_table(frame_of(curve, CURVE), adapter / "curve.parquet", CURVE)
+    counts = {"targets": 3, "accepted": 1, "rolled_back": 1, "skipped": 1, "parameters": 96, "kl": 0.02}
+    write_json({**counts, "forward_equivalents": {"profile": 2.0, "trust_region": 3.5}}, adapter / "calibration.json")
+    write_manifest(adapter, stage="rah_lora", settings=RahLora(), inputs={"profile": profile})
 
 
 def write_answers(data: Path, arm: str, size: Size, skill: float) -> None:

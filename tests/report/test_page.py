@@ -29,7 +29,7 @@ def test_every_section_is_there_and_linked(page: Path) -> None:
 def test_every_image_exists_and_is_described(page: Path) -> None:
     found = read_page(page.read_text(encoding="utf-8"))
     images = found.all("img")
-    assert len(images) == 3 + Size().examples + 3 * Size().examples, "charts, the contact sheet, and three pictures of each example"
+    assert len(images) == 3 + 4 + Size().examples + 3 * Size().examples, "charts, the contact sheet, and three pictures of each example"
     for image in images:
         assert image["alt"]
         with Image.open(page.parent / str(image["src"])) as opened:
@@ -76,6 +76,22 @@ def test_examples_left_out_are_listed_with_their_reason(page: Path) -> None:
     assert any(row[1:2] == ["masks"] and row[2].endswith(": smaller than min_area") for row in rows)
 
 
+def test_calibrated_heads_are_shown_with_their_anchors_and_reasons(page: Path) -> None:
+    found = read_page(page.read_text(encoding="utf-8"))
+    assert "calibrated 1 of 3 target heads" in found.text and "rank correlation of I-SAL and CAF is −0.25" in found.text
+    rows = {row[0]: row for row in found.rows if row}
+    assert rows["layer 0, head 1"][4:] == ["1.0 (0.88)", "1.89", "0.15", "0.02", "accepted"]
+    assert rows["layer 1, head 2"][-1] == "rolled back: too <far>"
+    assert rows["layer 2, head 0"][4:] == [
+        "–",
+        "–",
+        "–",
+        "–",
+        "skipped: no anchor",
+    ]
+    assert rows["rah"] == ["rah", "3", "1", "1", "1", "0.02", "96", "5.5"]
+
+
 def test_the_same_artefacts_give_the_same_bytes(workspace: Path, page: Path, tmp_path: Path) -> None:
     assert sha256_tree(write_report(workspace, tmp_path / "again", RUN).parent) == sha256_tree(page.parent)
 
@@ -92,7 +108,7 @@ def test_an_empty_workspace_gives_a_page_of_plain_sentences(tmp_path: Path) -> N
     [
         (("images", "selections"), ["masks", "overlays"]),
         (("scores", "evaluations/top"), ["heads", "tests", "overlays"]),
-        (("attention", "adapters", "evaluations", "scores/tests.json"), ["results", "tests", "overlays", "losses"]),
+        (("attention", "adapters", "evaluations", "scores/tests.json"), ["results", "tests", "overlays", "losses", "targets"]),
     ],
 )
 def test_missing_folders_are_sentences(workspace: Path, tmp_path: Path, missing: tuple[str, ...], said: list[str]) -> None:
@@ -137,7 +153,7 @@ def test_fifty_overlays_in_seconds(tmp_path: Path) -> None:
     start = time.process_time()
     page = write_report(workspace, tmp_path / "report", {})
     assert time.process_time() - start < 15
-    assert len(read_page(page.read_text(encoding="utf-8")).all("img")) == 3 + 24 + 3 * 50
+    assert len(read_page(page.read_text(encoding="utf-8")).all("img")) == 3 + 4 + 24 + 3 * 50
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK])

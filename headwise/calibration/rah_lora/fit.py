@@ -17,7 +17,7 @@ from headwise.calibration.rah_lora.schema import TARGETS
 from headwise.calibration.rah_lora.settings import RahLora
 from headwise.calibration.rah_lora.targets import Head, HeadScores, anchors_for, choose_targets, layer_range
 from headwise.calibration.rah_lora.transfer import Anchor, Transfer, effective_rank, similarities, transfers
-from headwise.calibration.rah_lora.trust_region import Outcome, TrustRegion, search
+from headwise.calibration.rah_lora.trust_region import Outcome, TrustRegion, divergence_curve, search
 from headwise.calibration.rah_lora.updates import Factors, Update, scaled, stacked, updated
 from headwise.checkpoints import frozen
 from headwise.files import frame_of
@@ -35,14 +35,15 @@ ABOVE_DELTA = "the divergence is above delta at every step size"
 class RahFit:
     """A calibration: what its folder will hold, what became of every target, and what proves it.
 
-    targets: rows of TARGETS; trials: of TRIALS. kl: the divergence of the accepted model. `logits` are its `answer_logits` on `probe`;
-    `base_sha256` is the digest of the model's weights, which are never touched.
+    targets: rows of TARGETS; trials: of TRIALS; curve: of CURVE. kl: the divergence of the accepted model. `logits` are its
+    `answer_logits` on `probe`; `base_sha256` is the digest of the model's weights, which are never touched.
     """
 
     config: LoraConfig
     weights: Mapping[str, Tensor]
     targets: pl.DataFrame
     trials: pl.DataFrame
+    curve: pl.DataFrame
     kl: float
     forward_equivalents: float
     base_sha256: str
@@ -75,7 +76,10 @@ def fit_rah_lora(
     with frozen(vlm.base):
         region = TrustRegion(vlm, batches, sorted({unit.layer for unit in units}), progress)
         outcomes, trials = search(region, units, flow, settings, progress)
-        kept = stacked([scaled(outcome.transfer.update, outcome.alpha) for outcome in outcomes if outcome.alpha])
+        accepted = [outcome for outcome in outcomes if outcome.alpha]
+        kept = stacked([scaled(outcome.transfer.update, outcome.alpha) for outcome in accepted])
+        kl = outcomes[-1].kl_after if outcomes else 0.0
+        curve = divergence_curve(region, kept, min((outcome.transfer.layer for outcome in accepted), default=0), kl)
         path = projections.path(layer_range(settings, vlm.num_layers)[0], "o_proj")
         update = kept or {path: Factors(torch.zeros(first.out_features, 1), torch.zeros(1, first.in_features))}
         with torch.no_grad(), updated(vlm.base, update):
@@ -85,7 +89,8 @@ def fit_rah_lora(
         weights=lora_weights(update),
         targets=_records(profile, found, outcomes),
         trials=trials,
-        kl=outcomes[-1].kl_after if outcomes else 0.0,
+        curve=curve,
+        kl=kl,
         forward_equivalents=region.forward_equivalents,
         base_sha256=weights_digest(vlm.base),
         probe=batches[0],

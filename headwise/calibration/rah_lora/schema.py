@@ -30,6 +30,9 @@ skipped, and the `reason` of the last two. `singular_values`: of the whole chang
 TRIALS = pa.schema([("layer", pa.int16()), ("head", pa.int16()), ("alpha", pa.float64()), ("kl", pa.float64()), ("accepted", pa.bool_())])
 """trials.parquet: the step sizes in the order they were tried, and the divergence of each; no head where it was all targets at once."""
 
+CURVE = pa.schema([("scale", pa.float64()), ("kl", pa.float64())])
+"""curve.parquet: the divergence of the accepted change times each scale, 1 the change itself; no row where nothing was accepted."""
+
 GAINS = pa.schema(
     [
         ("layer", pa.int16()),
@@ -43,4 +46,4 @@ GAINS = pa.schema(
 """gains.parquet: nats that the reference answers lose by an accepted head's change alone, above 0 if it helps; no head: by the whole
 adapter."""
 
-TARGETS_FILE, TRIALS_FILE, GAINS_FILE = "targets.parquet", "trials.parquet", "gains.parquet"
+TARGETS_FILE, TRIALS_FILE, CURVE_FILE, GAINS_FILE = "targets.parquet", "trials.parquet", "curve.parquet", "gains.parquet"

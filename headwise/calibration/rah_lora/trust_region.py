@@ -9,12 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwise.calibration.rah_lora.replay import Replay
-from headwise.calibration.rah_lora.schema import TRIALS
+from headwise.calibration.rah_lora.schema import CURVE, TRIALS
 from headwise.calibration.rah_lora.settings import RahLora
 from headwise.calibration.rah_lora.transfer import Transfer
 from headwise.calibration.rah_lora.updates import Update, scaled, stacked
 from headwise.files import frame_of
 from headwise.vlm import VLM, Batch
+
+CURVE_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,12 @@ def divergences(
     number = int(examples.max()) + 1
     sums = torch.zeros(number, device=kl.device).index_add(0, examples, kl)
     return sums / torch.bincount(examples, minlength=number)
+
+
+def divergence_curve(region: TrustRegion, update: Update, start: int, known: float) -> pl.DataFrame:
+    """The rows of curve.parquet: how fast the divergence grows around an accepted change, whose own is known."""
+    found = {scale: known if scale == 1 else region.divergence(scaled(update, scale), start) for scale in CURVE_SCALES if update}
+    return frame_of([{"scale": scale, "kl": kl} for scale, kl in found.items()], CURVE)
 
 
 def search(

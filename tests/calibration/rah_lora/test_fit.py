@@ -142,7 +142,7 @@ def test_a_calibration_set_of_one_is_enough(place, images, tmp_path):
     vlm, _ = place
     profile = profile_of(vlm, images, tmp_path, examples=1)
     found = fit_rah_lora(vlm, images, profile, SETTINGS, 4, lambda done, total: None)
-    assert 0 < found.kl <= SETTINGS.delta and found.forward_equivalents <= 3
+    assert 0 < found.kl <= SETTINGS.delta and found.forward_equivalents <= 7
 
 
 def test_every_target_says_why_and_by_whom(place, images):
@@ -165,9 +165,20 @@ def test_only_layers_from_the_first_change_on_are_run_again(place, images):
     found = fitted(place, images, replace(SETTINGS, mode="joint"))
     first = found.targets.filter(pl.col("outcome") == "accepted")["layer"].min()
     share = (vlm.num_layers - first) / vlm.num_layers
-    assert found.forward_equivalents == pytest.approx(1 + len(found.trials) * share)
+    extra = len(found.curve) - 1  # the accepted change is known
+    assert found.forward_equivalents == pytest.approx(1 + (len(found.trials) + extra) * share) and extra == 4
     upper = fitted(place, images, replace(SETTINGS, mode="joint", layers=(0.75, 1.0)))
-    assert upper.forward_equivalents == pytest.approx(1 + len(upper.trials) / 4)
+    assert upper.forward_equivalents == pytest.approx(1 + (len(upper.trials) + extra) / 4)
+
+
+def test_the_curve_is_the_divergence_of_scaled_changes(place, images, tmp_path):
+    vlm, profile = place
+    found = fitted(place, images, SETTINGS)
+    assert found.curve["scale"].to_list() == [0.25, 0.5, 1, 2, 4] and found.curve["kl"].is_sorted()
+    halved = {name: tensor / 2 if "lora_B" in name else tensor for name, tensor in found.weights.items()}
+    write_adapter(found.config, halved, "some/model", tmp_path)
+    adapted = PeftModel.from_pretrained(tiny.new_tiny_vlm(num_kv_heads=vlm.num_kv_heads).base, tmp_path).eval()
+    assert divergence(vlm, replace(vlm, model=adapted), images, profile) == pytest.approx(found.curve["kl"][1], abs=1e-5)
 
 
 def test_a_profile_of_another_model_and_a_quantised_one_are_refused(place, images):

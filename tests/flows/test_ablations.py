@@ -1,0 +1,108 @@
+"""The page of the ablations, from answers made up so that the effects are known."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from flows.ablations import EVERY, compared
+from flows.ablations_page import FULL, as_markdown, heads, outcomes, signs, spectra, turned
+from flows.cells import table_rows
+from headwise.arms import ARMS
+from headwise.calibration.rah_lora.schema import GAINS, TARGETS
+from headwise.evaluation.statistics import Statistics
+from headwise.evaluation.table import ANSWERS, BASE
+from headwise.files import frame_of, write_json, write_table
+
+SETTINGS = Statistics(bootstrap=300, sign_flips=300)
+PAIRS = [(BASE, FULL), (BASE, "rah-random"), (BASE, "rah-inverse"), ("rah-without-caf", FULL), ("rah-random", "rah-without-caf")]
+
+
+def answers(gain: float, seed: int = 0, images: int = 60) -> pl.DataFrame:
+    """A caption and three questions about every image, the nats of each token lower by the gain."""
+    generator, noise, rows = np.random.default_rng(0), np.random.default_rng(seed), []
+    for number in range(images):
+        for task in ("caption", "colour", "count", "word"):
+            nats = 2 + generator.normal(0, 0.3) - gain + noise.normal(0, 0.01)
+            closed = task != "caption"
+            row = {"image": f"{number}", "split": "evaluation", "answer": "", "valid": True, "tokens": 5, "part": None, "whole": None}
+            right = float(generator.random() < 0.6 + gain) if closed else None
+            rows.append({**row, "example_id": f"{number}-{task}", "task": task, "right": right, "nats": 5 * nats})
+    types = {"right": pl.Float32, "tokens": pl.Int32, "part": pl.Float64, "whole": pl.Float64}
+    return pl.DataFrame(rows, schema_overrides=types).select(ANSWERS.names)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    gains = {BASE: 0.0, FULL: 0.2, "rah-without-caf": 0.1, "rah-random": 0.0, "rah-inverse": 0.1}
+    cells = {seed: {arm: answers(gain, seed + 10 * place) for place, (arm, gain) in enumerate(gains.items())} for seed in (1, 2)}
+    return table_rows("scenes", PAIRS, cells, SETTINGS, compared)
+
+
+def test_answers_of_closed_questions_are_compared_by_their_perplexity_too(rows):
+    found = {(row["arm"], row["against"], row["split"], row["metric"]): row for row in rows if row["seed"] is None}
+    closed = found[FULL, BASE, "evaluation, answers", "perplexity"]
+    assert closed["effect"] == pytest.approx(np.exp(-0.2), abs=0.01)
+    assert {(split, metric) for *_, split, metric in found} == {
+        *(("evaluation", "perplexity"), ("evaluation", "accuracy"), ("evaluation, answers", "perplexity"))
+    }
+
+
+def test_each_part_of_the_order_is_said_to_hold_or_not(rows):
+    found = {tuple(sentence.split(": ")[0].split(", by ")): sentence for sentence in signs(rows)}
+    measure = "their answers' perplexity"
+    assert ": held, 0.90" in found["scenes, full > without CAF", measure]
+    assert ": held, 0.90" in found["scenes, without CAF > random", measure]
+    assert ": held, 1.00" in found["scenes, random ~ no change", measure] or ": held, 0.99" in found["scenes, random ~ no change", measure]
+    assert ": the other way round, 1.1" in found["scenes, no change > inverse", measure]
+    assert (
+        "would have been" in found["scenes, no change > inverse", "closed questions"]
+        or "way round" in found["scenes, no change > inverse", "closed questions"]
+    )
+    assert len(found) == 12
+
+
+def test_a_comparison_turned_round_twice_is_itself(rows):
+    row = next(row for row in rows if row["metric"] == "perplexity")
+    again = turned(turned(row))
+    assert {name: again[name] for name in ("effect", "low", "high")} == pytest.approx({n: row[n] for n in ("effect", "low", "high")})
+    assert turned(row)["low"] < turned(row)["effect"] < turned(row)["high"]
+
+
+def test_the_page_has_a_line_for_every_pair_and_what_became_of_the_heads(rows, tmp_path: Path):
+    write_cell(tmp_path)
+    text = as_markdown([*rows, {"data": "scenes", "arm": "rah-rank-4", "seed": 1, "reason": "out of disk"}], {"scenes": tmp_path})
+    assert text.count("\n| scenes | ") == len(PAIRS) and "- scenes, rah-rank-4, seed 1: out of disk" in text
+    assert outcomes(tmp_path)[0]["forward equivalents"] == 5.5 and "scenes, what became of the targets:" in text
+    (low, high) = spectra(tmp_path)
+    assert (low["layers"], low["heads"], low["energy in 4"]) == ("0 to 0", 1, pytest.approx(1.0))
+    assert (high["layers"], high["energy in 4"], high["energy in 8"]) == ("5 to 5", pytest.approx(0.5), pytest.approx(1.0))
+    values = {str(row["quantity"]): row["value"] for row in heads(tmp_path)}
+    assert values["gain of the 10 % with the widest gap"] == "0.03000" and values["sum of the gains of single heads"] == "0.02000"
+    assert (
+        values["heads whose interval excludes 0: better, worse"] == "1, 0"
+        and values["rank correlation of gap and gain"] == "1.00 (2 heads)"
+    )
+
+
+def write_cell(folder: Path) -> None:
+    """What a cell leaves of two calibrated heads."""
+    for name in ("adapters/rah", "gains/rah", "profile"):
+        (folder / "data" / name).mkdir(parents=True)
+    targets = [
+        {"layer": 0, "head": 1, "gap": 3.0, "outcome": "accepted", "singular_values": [1.0, 0.0], "effective_rank": 1.0},
+        {"layer": 5, "head": 0, "gap": 2.0, "outcome": "accepted", "singular_values": [1.0] * 8, "effective_rank": 8.0},
+    ]
+    write_table(frame_of(targets, TARGETS), folder / "data/adapters/rah/targets.parquet", TARGETS)
+    claims = {"targets": 2, "accepted": 2, "rolled_back": 0, "skipped": 0, "parameters": 9, "kl": 0.01}
+    spent = {"forward_equivalents": {"profile": 2.0, "trust_region": 3.5}}
+    write_json({**claims, **spent}, folder / "data/adapters/rah/calibration.json")
+    gains = [(None, None, 0.05, 0.01), (0, 1, 0.03, 0.01), (5, 0, -0.01, -0.02)]
+    table = [{"layer": layer, "head": head, "gain": gain, "low": low, "high": 0.06, "examples": 9} for layer, head, gain, low in gains]
+    write_table(frame_of(table, GAINS), folder / "data/gains/rah/gains.parquet", GAINS)
+    write_json({"isal_caf_rank_correlation": {"absolute": 0.5}}, folder / "data/profile/profile.json")
+
+
+def test_the_flow_compares_every_control_of_the_paper():
+    assert set(EVERY.arms) == {arm for arm in ARMS if arm.startswith("rah")} and len(EVERY.arms) > 25
