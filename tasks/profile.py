@@ -6,7 +6,7 @@ from headwise.examples import INDEX, check_bad_share, read_examples, write_bad
 from headwise.files import new_folder, write_json, write_manifest
 from headwise.observation import Observation
 from headwise.profile.measure import profile_heads
-from headwise.profile.saliency import rank_correlation
+from headwise.profile.saliency import rank_correlation, top_overlap
 from headwise.profile.sample import draw_sample
 from headwise.profile.schema import PROFILE_FILE
 from headwise.profile.settings import Profile
@@ -40,6 +40,7 @@ def write_head_profile(images: Path, output: Path, observed: Observation, settin
             "questions": len(profile.sample),
             "forward_equivalents": found.forward_equivalents,
             "isal_caf_rank_correlation": correlations,
+            "caf_signed_overlap": top_overlap(profile.caf, profile.caf_signed),
         }
         write_json(summary, folder / PROFILE_FILE)
         extra = {"model": revision(observed.model), "dtype": str(vlm.dtype)}

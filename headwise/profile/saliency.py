@@ -41,6 +41,12 @@ def rank_correlation(one: Float[np.ndarray, "layer head"], other: Float[np.ndarr
     return float(found) if np.isfinite(found) else None
 
 
+def top_overlap(one: Float[np.ndarray, "layer head"], other: Float[np.ndarray, "layer head"]) -> float:
+    """Of the heads in the upper 30 % of their layer by one score, the share that is so by the other too; 1 where there is no such head."""
+    tops = [score > np.percentile(score, 70, axis=1, keepdims=True) for score in (one, other)]
+    return float((tops[0] & tops[1]).sum() / tops[0].sum()) if tops[0].any() else 1.0
+
+
 def _cosines(rows: Float[np.ndarray, "head visual"]) -> Float[np.ndarray, "head other"]:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     unit = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)

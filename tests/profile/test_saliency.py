@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwise.profile.saliency import layer_z_scores, map_cosines, rank_correlation, saliency
+from headwise.profile.saliency import layer_z_scores, map_cosines, rank_correlation, saliency, top_overlap
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 99))
@@ -49,6 +49,12 @@ def test_a_head_that_does_not_look_at_the_image_is_like_no_other() -> None:
     maps = np.random.default_rng(0).random((1, 3, 5))
     maps[0, 1] = 0
     assert not map_cosines([maps])[1].any()
+
+
+def test_the_overlap_is_that_of_each_layers_upper_30_percent() -> None:
+    one = np.array([np.arange(10.0), np.arange(10.0)])
+    assert top_overlap(one, one) == 1 and top_overlap(one, -one) == 0
+    assert top_overlap(one, np.stack([one[0], -one[0]])) == 0.5 and top_overlap(np.ones((2, 3)), one[:, :3]) == 1
 
 
 def test_the_rank_correlation_is_that_of_the_ranks_or_none() -> None:

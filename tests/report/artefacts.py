@@ -184,7 +184,10 @@ def write_head_arm(data: Path, size: Size, rng: np.random.Generator) -> None:
         for name in ("isal", "caf")
     ]
     write_table(pa.Table.from_pylist(rows, schema=HEADS), profile / "heads.parquet", HEADS)
-    write_json({"questions": 9, "isal_caf_rank_correlation": {"absolute": -0.25, "signed": None}}, profile / "profile.json")
+    write_json(
+        {"questions": 9, "isal_caf_rank_correlation": {"absolute": -0.25, "signed": None}, "caf_signed_overlap": 0.5},
+        profile / "profile.json",
+    )
     anchor = {"layer": 1, "head": 0, "similarity": 0.875, "maps": 1.0, "values": 0.5, "outputs": 0.5}
     same = {"isal": -1.5, "caf": 0.25, "gap": 2.0, "anchors": [anchor]}
     tried = {**same, "singular_values": [2.0, 1.0], "effective_rank": 1.89, "projections": ["o_proj"], "kl_before": 0.01}

@@ -55,6 +55,7 @@ def test_the_steps_write_whole_folders_and_the_same_bytes_again(place):
 def test_the_profile_says_what_it_cost_and_how_the_scores_go_together(place):
     found = read_json(place / "data/profile/profile.json")
     assert found["questions"] == 5 and set(found["isal_caf_rank_correlation"]) == {"absolute", "signed"}
+    assert 0 <= found["caf_signed_overlap"] <= 1
     assert found["forward_equivalents"]["causal_flow"] == pytest.approx(3 * 2 / 5)
     assert {file.name for file in (place / "data/profile").iterdir()} == {
         *("bad.parquet", "cosines.safetensors", "heads.parquet", "manifest.json", "profile.json", "sample.parquet")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import polars as pl
 import torch
 from jaxtyping import Float
 from peft import LoraConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from headwise.calibration.adapter import weights_digest
 from headwise.calibration.rah_lora.projections import Projections
@@ -81,7 +82,7 @@ def fit_rah_lora(
         kl = outcomes[-1].kl_after if outcomes else 0.0
         curve = divergence_curve(region, kept, min((outcome.transfer.layer for outcome in accepted), default=0), kl)
         path = projections.path(layer_range(settings, vlm.num_layers)[0], "o_proj")
-        update = kept or {path: Factors(torch.zeros(first.out_features, 1), torch.zeros(1, first.in_features))}
+        update = kept or {path: no_change(first)}
         with torch.no_grad(), updated(vlm.base, update):
             logits = answer_logits(vlm, batches[0])
     return RahFit(
@@ -115,6 +116,12 @@ def calibration_batches(vlm: VLM, folder: Path, sample: Sequence[tuple[Question,
         encode(vlm, [q.open(folder) for q, _ in chunk], [q.example.question for q, _ in chunk], [answer for _, answer in chunk])
         for chunk in chunks
     ]
+
+
+def no_change(module: nn.Linear) -> Factors:
+    """Factors of rank 1 that are 0: a PEFT folder names at least one module."""
+    zeros = partial(torch.zeros, device=module.weight.device)
+    return Factors(zeros(module.out_features, 1), zeros(1, module.in_features))
 
 
 def lora_config(update: Update) -> LoraConfig:

@@ -43,7 +43,7 @@ def head_gains(
     A gain is the mean over the questions of the nats that the reference answer loses, with its 95 % interval over images. folder: of the
     images. Raises BadExample if an image cannot be opened.
     """
-    update, projections = read_update(adapter), Projections(vlm)
+    update, projections = read_update(adapter, vlm.device), Projections(vlm)
     targets = read_table(adapter / TARGETS_FILE, TARGETS).filter(pl.col("outcome") == "accepted")
     heads = [(int(row["layer"]), int(row["head"])) for row in targets.iter_rows(named=True)]
     parts: Mapping[Head | None, Update] = {None: update, **{head: part_of(update, head, projections) for head in heads}}
@@ -65,9 +65,9 @@ def head_gains(
     return frame_of([_row(head, np.concatenate(values), images, settings) for head, values in won.items()], GAINS)
 
 
-def read_update(adapter: Path) -> Update:
+def read_update(adapter: Path, device: torch.device) -> Update:
     """The factors of a written adapter by the path of their projection."""
-    tensors = load_file(adapter / WEIGHTS)
+    tensors = load_file(adapter / WEIGHTS, str(device))
     paths = sorted(name.removeprefix(PREFIX).removesuffix(UP) for name in tensors if name.endswith(UP))
     return {path: Factors(tensors[f"{PREFIX}{path}{UP}"], tensors[f"{PREFIX}{path}{DOWN}"]) for path in paths}
 

@@ -49,9 +49,8 @@ class Projections:
     def weight(self, head: Head, name: Projection) -> Float[Tensor, "out in"]:
         """The head's part of the weight, in fp32: rows of queries, of its group's keys and values, columns of the output."""
         layer, number = head
-        weight = self.module(layer, name).weight.detach().float()
-        at = self._slice(number, name)
-        return weight[:, at] if name == "o_proj" else weight[at]
+        weight, at = self.module(layer, name).weight.detach(), self._slice(number, name)
+        return (weight[:, at] if name == "o_proj" else weight[at]).float()
 
     def placed(self, head: Head, name: Projection, change: Factors) -> Factors:
         """Factors of the head's part as factors of the whole projection."""

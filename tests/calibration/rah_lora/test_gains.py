@@ -40,7 +40,7 @@ def test_a_heads_gain_is_the_nats_that_its_own_edit_saves(num_kv_heads, tmp_path
     write_adapter(fit.config, fit.weights, "some/model", adapter)
     write_table(fit.targets, adapter / "targets.parquet", TARGETS)
     found = head_gains(vlm, images, adapter, questions, 4, Statistics(bootstrap=200), nothing)
-    update, projections = read_update(adapter), Projections(vlm)
+    update, projections = read_update(adapter, vlm.device), Projections(vlm)
     for row in found.iter_rows(named=True):
         part = update if row["layer"] is None else part_of(update, (row["layer"], row["head"]), projections)
         edited = tiny.new_tiny_vlm(num_kv_heads=num_kv_heads)
