@@ -65,12 +65,12 @@ def whole_divergence(vlm: VLM, batches: Sequence[Batch], before: Sequence[torch.
 
 def ratios(vlm: VLM, batches: Sequence[Batch], runs: int) -> dict[str, float]:
     """Per starting layer the median of the obvious way's time over a replay's."""
-    region, found = TrustRegion(vlm, batches, STARTS, quiet), {}
+    region, found = TrustRegion(vlm, batches, STARTS, lambda _read: None), {}
     before = [answer_logits(vlm, batch) for batch in batches]
     for layer in STARTS:
         path = f"{vlm.family.decoder}.layers.{layer}.self_attn.o_proj"
         width = vlm.base.get_submodule(path).weight.shape[0]
-        factors = Factors(0.01 * torch.randn(width, 8), 0.01 * torch.randn(8, width))
+        factors = Factors(*(0.01 * torch.randn(*shape, device=vlm.device) for shape in ((width, 8), (8, width))))
         pairs = []
         for _ in range(runs):
             _, replayed = timed(f"replay from layer {layer}", lambda: region.divergence({path: factors}, layer))  # noqa: B023
@@ -98,7 +98,7 @@ def main() -> None:
             rah = RahLora(mode=mode)
             fit, took = timed(mode, lambda: fit_rah_lora(vlm, folder / "images", profile, rah, BATCH_SIZE, quiet))  # noqa: B023
             spent[mode] = (took, fit.forward_equivalents)
-        batches = calibration_batches(vlm, folder / "images", profile.sample, BATCH_SIZE)
+        batches = list(calibration_batches(vlm, folder / "images", profile.sample, BATCH_SIZE))
         with frozen(vlm.base):
             over = ratios(vlm, batches, given.runs)
     result = {

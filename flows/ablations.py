@@ -26,7 +26,7 @@ from headwise.examples import CAPTION
 
 CONDITIONS: Mapping[str, Literal["shuffled", "blank"]] = {"rah on shuffled pairs": "shuffled", "rah on blank images": "blank"}
 OTHER_DATA = "rah of the other data"
-EVERY = Parameters(arms=tuple(HEAD_ARMS))
+EVERY = Parameters(arms=tuple(HEAD_ARMS), measured=(FULL,))
 FIRST_SEED, NUM_SEEDS = 42, 5
 SEEDS = tuple(range(FIRST_SEED, FIRST_SEED + NUM_SEEDS))
 
@@ -40,22 +40,28 @@ def ablations(
     """Calibrate by RAH-LoRA and by each of its controls: the main ones with every seed on every data set, the rest once on the first.
 
     Args:
-        settings: The parameters that all cells share, and the arms.
+        settings: The parameters that all cells share, and the arms; heads are measured with the first seed.
         data: The data sets, in their drift variant; each is also evaluated with the adapter of the others.
         seeds: The seeds of the calibration set and of the random targets.
     """
+    if others := [arm for arm in settings.arms if arm not in HEAD_ARMS]:
+        raise ValueError(f"arms: {others} are no arms of RAH-LoRA; the ablations compare {', '.join(HEAD_ARMS)}")
+    if not _arms(settings, whole=False):
+        raise ValueError(f"arms: none of {', '.join(MAIN)} is among them, and those are what all seeds and data sets are compared by")
     rows: list[Row] = []
     for kind in data:
-        cells = {seed: _run_seed(kind, seed, settings, whole=(kind, seed) == (data[0], seeds[0])) for seed in seeds}
-        if kind == data[0]:
-            cells[seeds[0]] = {**cells[seeds[0]], **_conditions(kind, seeds[0], settings)}
+        main, unmeasured = _arms(settings, whole=False), replace(settings, measured=())
+        cells = {seeds[0]: _run(_parameters(kind, seeds[0], settings, _arms(settings, whole=kind == data[0])))}
+        cells |= {seed: _run(_parameters(kind, seed, unmeasured, main)) for seed in seeds[1:]}
+        if kind == data[0] and FULL in main:
+            cells[seeds[0]] = {**cells[seeds[0]], **_conditions(_parameters(kind, seeds[0], settings, [FULL]))}
         rows += table_rows(kind, _pairs(cells[seeds[0]]), cells, settings.statistics, compared)
     folders = {kind: runs_folder() / f"{WORKSPACE}{kind}-{seeds[0]}" for kind in data}
-    for kind in data:
+    for kind in data if FULL in settings.arms else ():
+        parameters = _parameters(kind, seeds[0], settings, _arms(settings, whole=kind == data[0]))
         for other in data:
-            adapter = folders[other] / "data" / "adapters" / FULL
-            if other != kind and adapter.is_dir():
-                cell = _foreign(kind, adapter, seeds[0], settings, whole=kind == data[0])
+            if other != kind:
+                cell = _foreign(parameters, folders[other] / "data" / "adapters" / FULL)
                 rows += table_rows(kind, [(BASE, OTHER_DATA)], {seeds[0]: cell}, settings.statistics, compared)
     return publish("ablations", rows, as_markdown(rows, folders))
 
@@ -79,6 +85,11 @@ def _pairs(cell: Cell) -> list[Pair]:
     return [*((BASE, arm) for arm in arms), *neighbours, *others]
 
 
+def _arms(settings: Parameters, *, whole: bool) -> list[str]:
+    """The arms of a cell: all of them, or the main ones."""
+    return [arm for arm in settings.arms if whole or arm in MAIN]
+
+
 def _parameters(kind: str, seed: int, settings: Parameters, arms: Sequence[str]) -> Parameters:
     values: dict[str, Any] = {
         "images": replace(settings.images, kind=kind, variant="drift"),
@@ -95,41 +106,33 @@ def _stages(parameters: Parameters) -> list[str]:
     return list(dict.fromkeys(["images", *evaluation_stages(BASE, parameters), *own]))
 
 
-def _run(name: str, parameters: Parameters) -> Cell:
+def _name(parameters: Parameters) -> str:
+    pairs = parameters.profile.pairs
+    return f"{WORKSPACE}{parameters.images.kind}-{parameters.profile.seed}" + (f"-{pairs}" if pairs != "own" else "")
+
+
+def _run(parameters: Parameters) -> Cell:
     shared = ["images", *evaluation_stages(BASE, parameters)]
-    return run_cell(name, parameters, _stages(parameters), lambda pipeline: pipeline.run(shared))
+    return run_cell(_name(parameters), parameters, _stages(parameters), lambda pipeline: pipeline.run(shared))
 
 
-def _run_seed(kind: str, seed: int, settings: Parameters, *, whole: bool) -> Cell:
-    return _run(f"{WORKSPACE}{kind}-{seed}", _parameters(kind, seed, settings, _arms(settings, whole=whole)))
-
-
-def _arms(settings: Parameters, *, whole: bool) -> list[str]:
-    """The arms of a cell: all of them, or the main ones."""
-    return [arm for arm in settings.arms if whole or arm in MAIN]
-
-
-def _conditions(kind: str, seed: int, settings: Parameters) -> Cell:
+def _conditions(parameters: Parameters) -> Cell:
     """The full method on calibration sets whose images are not those of the questions."""
-    found: dict[str, pl.DataFrame | str] = {}
-    for name, pairs in CONDITIONS.items():
-        parameters = _parameters(kind, seed, settings, [FULL])
-        parameters = replace(parameters, profile=replace(parameters.profile, pairs=pairs))
-        found[name] = _run(f"{WORKSPACE}{kind}-{seed}-{pairs}", parameters)[FULL]
-    return found
+    profiles = {name: replace(parameters.profile, pairs=pairs) for name, pairs in CONDITIONS.items()}
+    return {name: _run(replace(parameters, profile=profile, measured=()))[FULL] for name, profile in profiles.items()}
 
 
-def _foreign(kind: str, adapter: Path, seed: int, settings: Parameters, *, whole: bool) -> Cell:
-    """The answers of a cell that is done with the adapter of other data; on the way, what each head of its own adapter brings."""
-    parameters = _parameters(kind, seed, settings, _arms(settings, whole=whole))
+def _foreign(parameters: Parameters, adapter: Path) -> Cell:
+    """The answers of a cell that is done with the adapter of other data."""
+    if not adapter.is_dir():
+        return dict.fromkeys((BASE, OTHER_DATA), f"{adapter}: that data set has no adapter")
     try:
-        with started(f"{WORKSPACE}{kind}-{seed}", parameters, _stages(parameters)) as pipeline:
+        with started(_name(parameters), parameters, _stages(parameters)) as pipeline:
             folder = pipeline.workspace.folder
             shutil.rmtree(folder / "data" / "adapters" / FOREIGN, ignore_errors=True)
             shutil.copytree(adapter, folder / "data" / "adapters" / FOREIGN)
-            changes = {"evaluated": [*parameters.arms, FOREIGN], "measured": [FULL]}
-            pipeline.workspace.write_params({**parameters.as_params(), **changes})
-            pipeline.run([f"head_gains@{FULL}", *evaluation_stages(FOREIGN, parameters)])
+            pipeline.workspace.write_params({**parameters.as_params(), "evaluated": [*parameters.arms, FOREIGN]})
+            pipeline.run(evaluation_stages(FOREIGN, parameters))
             base = read_answers(folder / "data", BASE)
             return {BASE: base, OTHER_DATA: answers_or_reason(folder, FOREIGN, base)}
     except (StageFailed, ValueError) as error:

@@ -4,6 +4,7 @@ Torch, Prefect and MLflow are imported by the commands that need them, so that h
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -47,7 +48,13 @@ RunOption = Annotated[str | None, typer.Option("--run", help="The run's name; th
 def run(
     data: DataOption = "scenes",
     model: ModelOption = EMBEDDED,
-    arms: Annotated[str, typer.Option(help="Layers to calibrate; the first arm is the candidate, the others controls.")] = "top,bottom",
+    arms: Annotated[
+        str,
+        typer.Option(
+            help="How to calibrate: a LoRA on the `top`, `bottom`, `random` or `all` layers, or RAH-LoRA (`rah`) and its controls "
+            "(`headwise ablations`); the first arm is the candidate, the others its controls."
+        ),
+    ] = "top,bottom",
     settings: SetOption = None,
     benchmarks: BenchmarkOption = None,
     name: Annotated[
@@ -180,13 +187,14 @@ def ablations(
         parameters = read_arguments(kinds[0], model, arms or ",".join(HEAD_ARMS), settings)
         parameters.as_params()
         ready = _servers()
-        from flows.ablations import FIRST_SEED
+        from flows.ablations import FIRST_SEED, FULL
         from flows.ablations import ablations as ablations_flow
         from flows.terminal import without_tracebacks
 
         ready()
         with without_tracebacks():
-            page = ablations_flow(settings=parameters, data=kinds, seeds=tuple(range(FIRST_SEED, FIRST_SEED + seeds)))
+            seeded = tuple(range(FIRST_SEED, FIRST_SEED + seeds))
+            page = ablations_flow(settings=replace(parameters, measured=(FULL,)), data=kinds, seeds=seeded)
         console().print(page.read_text(encoding="utf-8"), markup=False)
         console().print(f"{page}", soft_wrap=True)
 

@@ -26,7 +26,7 @@ from flows.registry import (
     read_adapter,
     registered_name,
 )
-from headwise.arms import HEAD_ARMS
+from headwise.arms import HEAD_ARMS, LAYER_ARMS
 from headwise.calibration.rah_lora.schema import TARGETS, TARGETS_FILE
 from headwise.data import check_data
 from headwise.evaluation.compare import Comparison, compare
@@ -77,21 +77,30 @@ def nightly(settings: Night = NIGHT) -> Result:
 def run_shared(pipeline: Pipeline, parameters: Parameters) -> None:
     """Run what all arms stand on. Raises StageFailed, and ValueError as soon as the data or their masks turn out not to do for the rest."""
     pipeline.run(["images"])
-    check_data(read_examples(pipeline.workspace.folder / IMAGES), parameters.calibration, parameters.scores.min_images)
-    pipeline.annotate(parameters.shards)
+    examples, trains = read_examples(pipeline.workspace.folder / IMAGES), scores_layers(parameters)
+    check_data(examples, parameters.calibration if trains else None, parameters.scores.min_images if trains else 0)
+    if trains:
+        pipeline.annotate(parameters.shards)
     pipeline.run(stage for stage in shared_stages(parameters) if stage not in pipeline.outcomes)
 
 
 def shared_stages(parameters: Parameters) -> list[str]:
-    """Images, masks, the attention on them in shards, the scores, and the answers of the model as it is."""
+    """Images, what layers are chosen by (masks, the attention on them in shards, the scores), and the answers of the model as it is."""
     attention = [f"attention@{shard}" for shard in parameters.shards]
-    return [*annotation_stages(parameters.shards), *attention, "scores", *evaluation_stages(BASE, parameters)]
+    scored = [*annotation_stages(parameters.shards), *attention, "scores"] if scores_layers(parameters) else ["images"]
+    return [*scored, *evaluation_stages(BASE, parameters)]
+
+
+def scores_layers(parameters: Parameters) -> bool:
+    """Whether an arm chooses layers by their heads' scores and trains them; calibrating heads needs neither masks nor labels."""
+    return any(arm in LAYER_ARMS for arm in parameters.arms)
 
 
 def arm_stages(arm: str, parameters: Parameters) -> list[str]:
     """Select the arm's layers and train a LoRA on them, or profile the heads and calibrate them; evaluate the calibrated model."""
     calibration = ["profile", f"rah_lora@{arm}"] if arm in HEAD_ARMS else [f"selection@{arm}", f"calibration@{arm}"]
-    return [*calibration, *evaluation_stages(arm, parameters)]
+    measured = [f"head_gains@{arm}"] if arm in parameters.measured else []
+    return [*calibration, *evaluation_stages(arm, parameters), *measured]
 
 
 def evaluation_stages(arm: str, parameters: Parameters) -> list[str]:

@@ -101,12 +101,16 @@ class Parameters:
     statistics: Annotated[Statistics, Field(description="How sure a comparison of two models has to be")] = Statistics()
     benchmarks: Benchmarks = ()
     arms: Arms = ("top", "bottom")
+    measured: Annotated[
+        tuple[Arm, ...], Field(description="The arms of RAH-LoRA of which is measured what every calibrated head brings alone")
+    ] = ()
     shards: Shards = (0, 1)
 
     def as_params(self) -> dict[str, Any]:
         """The content of `params.yaml`: these fields with folders named from the root, benchmarks by name, and what DVC derives from them:
         `source` and `weights`, the files to watch, `photographs`, `mask_weights` and `benchmark_files`, digests of what lies elsewhere,
-        `layer_arms` and `head_arms`, the arms by what they choose, and `evaluated`, `measured` and `benchmark_names`, what to ask of whom.
+        `layer_arms` and `head_arms`, the arms by what they choose, `head_changes`, what is different in each of the latter, and
+        `evaluated` and `benchmark_names`, what to ask of whom.
 
         Raises ValueError if the data or a model named here is nowhere, or the photographs are not installed, with the command for it.
         """
@@ -118,8 +122,8 @@ class Parameters:
             "weights": weights(self.attention.model),
             "layer_arms": [arm for arm in self.arms if arm in LAYER_ARMS],
             "head_arms": [arm for arm in self.arms if arm in HEAD_ARMS],
+            "head_changes": {arm: {name: _plain(value) for name, value in HEAD_ARMS[arm].items()} for arm in self.arms if arm in HEAD_ARMS},
             "evaluated": list(self.arms),
-            "measured": [],
         }
         watched["photographs"] = photographs(self.images).digest() if self.images.kind == "photos" else ""
         benchmarks = {source.name: located_benchmark(source) for source in self.benchmarks}
@@ -143,7 +147,7 @@ class Night(Parameters):
 
 
 DEFAULTS = Parameters()
-SECTIONS = tuple(f.name for f in fields(Parameters) if f.name not in ("benchmarks", "arms", "shards"))
+SECTIONS = tuple(f.name for f in fields(Parameters) if f.name not in ("benchmarks", "arms", "measured", "shards"))
 
 
 def slug(text: str) -> str:
@@ -273,6 +277,10 @@ def mask_weights(masks: Masks) -> dict[str, str]:
         return {}
     folders = weights_folders(masks)
     return {part: weights_digest(folders[part], files) for part, files in files_of(masks).items()}
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _from_root_if_there(model: str) -> str:

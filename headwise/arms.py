@@ -26,7 +26,9 @@ HEAD_ARMS: Mapping[str, Mapping[str, object]] = {
     "rah-middle-layers": {"layers": (0.375, 0.75)},
     "rah-upper-layers": {"layers": (0.5, 1.0)},
     "rah-all-layers": {"layers": (0.0, 1.0)},
+    **{f"rah-alpha-{alpha:.2f}": {"max_alpha": alpha} for alpha in (0.30, 0.60, 1.00)},
     **{f"rah-greedy-{delta:.2f}": {"mode": "greedy", "delta": delta} for delta in (0.02, 0.05, 0.10)},
+    **{f"rah-far-{delta:.2f}": {"mode": "greedy", "delta": delta, "max_alpha": 1.0} for delta in (0.02, 0.05, 0.10)},
 }
 """RAH-LoRA, the paper's controls and ablations of it, and our own: what differs from the run's settings."""
 

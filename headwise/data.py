@@ -132,12 +132,12 @@ def source_inputs(source: DataSource) -> dict[str, Path | str]:
     return {"photographs": photographs(source).digest()} if source.kind == "photos" else {}
 
 
-def check_data(examples: Sequence[Example], training: Lora, min_images: int) -> None:
+def check_data(examples: Sequence[Example], training: Lora | None, min_images: int) -> None:
     """Find out before any model is loaded what a later step would stop for.
 
     Raises ValueError naming what is missing and what to do: an image in two splits, no caption to train on, fewer than `min_images` images
     to score the heads on, or in a split (in its captions, in its other questions) a single image or, where the split is needed, none.
-    `forgetting` is not needed.
+    `forgetting` is not needed. training: None where nothing is trained.
     """
     splits: defaultdict[str, dict[str, str]] = defaultdict(dict)  # per content: an image of it in every split that it is in
     for example in examples:
@@ -161,7 +161,8 @@ def check_data(examples: Sequence[Example], training: Lora, min_images: int) -> 
                 f"`split` ({', '.join(FOLDER_SHARES)}) in every row of the index"
             )
     calibration = [example for example in examples if example.split == "calibration"]
-    training_examples(calibration, training)
+    if training is not None:
+        training_examples(calibration, training)
     if (number := len({example.image for example in calibration})) < min_images:
         raise ValueError(
             f"split 'calibration' has {number} images, the heads need scores.min_images = {min_images} to be scored: add images to it, "

@@ -9,14 +9,13 @@ from typing import Any
 
 import polars as pl
 
-from headwise.arms import ARMS
 from headwise.checkpoints import frozen
 from headwise.evaluation.conditions import library_versions
 from headwise.evaluation.evaluate import evaluate
 from headwise.evaluation.judgement import Questions
 from headwise.evaluation.responses import Responses
 from headwise.evaluation.settings import Evaluation
-from headwise.evaluation.table import ANSWERS, ANSWERS_FILE, BASE, CHAMPION, FOREIGN, METRICS_FILE, metrics
+from headwise.evaluation.table import ANSWERS, ANSWERS_FILE, BASE, METRICS_FILE, metrics
 from headwise.examples import check_bad_share, write_bad
 from headwise.files import new_folder, sha256_file, sha256_tree, write_json, write_manifest, write_table
 from headwise.observation import Observation
@@ -28,8 +27,6 @@ Answer = Callable[[VLM, Questions, Evaluation, Responses, Callable[[int, int], o
 """Gives the ANSWERS table and the reasons of the bad examples."""
 ANSWERING = ("vlm/*.py", "prefix.py", "likelihood.py", "evaluation/evaluate.py", "examples.py", "checkpoints.py", "smol.py")
 ADAPTERS = Path("data/adapters")
-EVALUATED = (BASE, CHAMPION, FOREIGN, *ARMS)
-"""Who can be asked."""
 
 
 @dataclass(frozen=True)
@@ -100,5 +97,7 @@ def save_answers(
 
 
 def adapter_of(arm: str) -> Path | None:
-    """The arm's adapter; none for the model as it is."""
+    """The arm's adapter; none for the model as it is. Raises ValueError if the arm has none."""
+    if arm != BASE and not (ADAPTERS / arm).is_dir():
+        raise ValueError(f"{ADAPTERS / arm}: the arm has no adapter; {BASE} asks the model as it is")
     return None if arm == BASE else ADAPTERS / arm

@@ -29,7 +29,7 @@ from headwise.harness.request import Request, ask_harness
 from headwise.leakage import CALIBRATION, check_leaks, fingerprints, leaks
 from headwise.observation import Observation
 from headwise.vlm import VLM, revision
-from tasks.asking import EVALUATED, Asked, adapter_of, save_answers, write_answers
+from tasks.asking import Asked, adapter_of, save_answers, write_answers
 from tasks.command import plain_errors, read_settings, shard_place
 
 IMAGES, OUTPUT = Path("data/images"), Path("data/benchmarks")
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Ask the model with the adapter of the arm that the command line names a shard of a benchmark."""
     parser = ArgumentParser(prog="python -m tasks.benchmark", description=__doc__)
     parser.add_argument("--name", required=True, help="one of params.yaml's `benchmarks`")
-    parser.add_argument("--arm", choices=EVALUATED, required=True, help=f"whose adapter; {BASE}: none")
+    parser.add_argument("--arm", required=True, help=f"whose adapter; {BASE}: none")
     parser.add_argument("--shard", type=int, required=True, help="one of params.yaml's `shards`")
     given = parser.parse_args(arguments)
     source = read_settings(f"benchmarks.{given.name}", Source)

@@ -9,7 +9,7 @@ from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.table import BASE
 from headwise.examples import INDEX, Example, read_examples
 from headwise.observation import Observation
-from tasks.asking import EVALUATED, Asked, adapter_of, write_answers
+from tasks.asking import Asked, adapter_of, write_answers
 from tasks.command import plain_errors, read_settings
 
 IMAGES, EVALUATIONS = Path("data/images"), Path("data/evaluations")
@@ -30,7 +30,7 @@ def evaluated(images: Path) -> list[Example]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluate the model with the adapter of the arm that the command line names."""
     parser = ArgumentParser(prog="python -m tasks.evaluation", description=__doc__)
-    parser.add_argument("--arm", choices=EVALUATED, required=True, help=f"whose adapter; {BASE}: none")
+    parser.add_argument("--arm", required=True, help=f"whose adapter; {BASE}: none")
     arm = parser.parse_args(arguments).arm
     write_evaluation(
         IMAGES, adapter_of(arm), EVALUATIONS / arm, read_settings("attention", Observation), read_settings("evaluation", Evaluation)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from headwise.attention.proof import proved
 from headwise.examples import INDEX, check_bad_share, read_examples, write_bad
 from headwise.files import new_folder, write_json, write_manifest
 from headwise.observation import Observation
@@ -23,10 +24,13 @@ def write_head_profile(images: Path, output: Path, observed: Observation, settin
     """Profile the heads on unlabelled questions of the calibration split, and write heads.parquet, sample.parquet, cosines.safetensors,
     profile.json, bad.parquet and manifest.json.
 
-    Raises ValueError if no example has an image, a head's attention is not a number, or more than `max_bad_share` of the questions is bad.
+    Raises ValueError if the model cannot be proved, no example has an image, a head's attention is not a number, or more than
+    `max_bad_share` of the questions is bad.
     """
     questions = draw_sample(read_examples(images, SPLIT), settings)
-    vlm = load_vlm(observed.model, dtype=observed.dtype)
+    vlm, made = load_vlm(observed.model, dtype=observed.dtype), revision(observed.model)
+    figures = proved(vlm, made)
+    print("proved:", ", ".join(f"{name} {figure:.1e}" for name, figure in figures.items()), flush=True)
     with progress_bar("profile of the heads") as progress:
         found = profile_heads(vlm, images, questions, settings, observed.batch_size, progress)
     check_bad_share(found.bad, len(questions), observed.max_bad_share)
@@ -43,7 +47,7 @@ def write_head_profile(images: Path, output: Path, observed: Observation, settin
             "caf_signed_overlap": top_overlap(profile.caf, profile.caf_signed),
         }
         write_json(summary, folder / PROFILE_FILE)
-        extra = {"model": revision(observed.model), "dtype": str(vlm.dtype)}
+        extra = {"model": made, "dtype": str(vlm.dtype)}
         write_manifest(folder, stage="profile", settings=settings, inputs={"index": images / INDEX}, extra=extra)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import polars as pl
 
-from headwise.arms import HEAD_ARMS
 from headwise.calibration.adapter import CALIBRATION, adapter_digest, parameter_count, prove_adapter, write_adapter
 from headwise.calibration.rah_lora.fit import RahFit, fit_rah_lora
 from headwise.calibration.rah_lora.schema import CURVE, CURVE_FILE, TARGETS, TARGETS_FILE, TRIALS, TRIALS_FILE
@@ -23,12 +22,6 @@ from tasks.command import plain_errors, read_settings
 from tasks.progress import progress_bar
 
 IMAGES, PROFILE, ADAPTERS = Path("data/images"), Path("data/profile"), Path("data/adapters")
-
-
-def settings_of(arm: str, settings: RahLora) -> RahLora:
-    """The run's settings with what is different in this arm."""
-    changes: dict[str, Any] = dict(HEAD_ARMS[arm])
-    return replace(settings, **changes)
 
 
 def calibrate(images: Path, profile: Path, output: Path, observed: Observation, settings: RahLora) -> None:
@@ -79,9 +72,9 @@ def _calibration(vlm: VLM, fit: RahFit, profiled: dict[str, object], folder: Pat
 def main(arguments: Sequence[str] | None = None) -> None:
     """Calibrate the heads of the arm that the command line names."""
     parser = ArgumentParser(prog="python -m tasks.rah_lora", description=__doc__)
-    parser.add_argument("--arm", choices=list(HEAD_ARMS), required=True, help="RAH-LoRA, or which control or ablation of it")
+    parser.add_argument("--arm", required=True, help="one of params.yaml's `head_arms`; `head_changes` says what is different in it")
     arm = parser.parse_args(arguments).arm
-    settings = settings_of(arm, read_settings("rah_lora", RahLora))
+    settings = replace(read_settings("rah_lora", RahLora), **read_settings(f"head_changes.{arm}", dict[str, Any]))
     calibrate(IMAGES, PROFILE, ADAPTERS / arm, read_settings("attention", Observation), settings)
 
 

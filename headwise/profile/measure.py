@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from headwise.attention.observe import observe_generated
 from headwise.examples import BadExample
+from headwise.layout import Layout
 from headwise.profile.causal_flow import absolute_flow, gate_gradients, signed_flow
 from headwise.profile.saliency import layer_z_scores, map_cosines, saliency
 from headwise.profile.sample import Question, cut_question
@@ -34,6 +35,7 @@ class _Seen:
     answer: str
     halves: Float[np.ndarray, "half layer head"]
     map: Float[np.ndarray, "layer head _"]
+    layout: Layout | None
     tokens: tuple[int, int]
 
 
@@ -56,14 +58,15 @@ def profile_heads(
     if not seen:
         raise ValueError(f"none of {len(asked)} questions can be used; the first: {next(iter(bad.items()))}")
     probes = [one.question for one in seen[: settings.probes]]
-    for batch in _chunks(probes, max(1, batch_size // 2)):
-        gradients.append(gate_gradients(vlm, _encoded(vlm, folder, batch, "right")).float().cpu().numpy())
+    for probe in probes:  # alone, since a backward pass holds all that lies between the layers
+        gradients.append(gate_gradients(vlm, _encoded(vlm, folder, [probe], "right")).float().cpu().numpy())
         progress(len(asked) + sum(map(len, gradients)), total)
     heads = _table(vlm, seen, np.concatenate(gradients), settings.curvature)
+    cosines = map_cosines([one.map for one in seen], [one.layout for one in seen])
     rows = [_sample_row(one) for one in seen]
     costs = {"answers_and_attention": sum(sum(one.tokens) for one in seen) / sum(one.tokens[0] for one in seen)}
     costs["causal_flow"] = (1 + BACKWARD) * len(probes) / len(seen)
-    return Profiled(heads, pl.DataFrame(rows, schema=SAMPLE.names, orient="row"), map_cosines([one.map for one in seen]), bad, costs)
+    return Profiled(heads, pl.DataFrame(rows, schema=SAMPLE.names, orient="row"), cosines, bad, costs)
 
 
 def _chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
@@ -77,7 +80,7 @@ def _encoded(vlm: VLM, folder: Path, questions: Sequence[Question], side: str) -
 
 
 def _looked(vlm: VLM, folder: Path, questions: Sequence[Question], settings: Profile, bad: dict[str, str]) -> list[_Seen]:
-    """The questions answered and read; the bad ones are noted with their reasons."""
+    """The questions answered and read; the bad ones are noted with their reasons. Raises ValueError on attention that is not a number."""
     try:
         batch = _encoded(vlm, folder, questions, "left")
     except BadExample as error:
@@ -89,12 +92,15 @@ def _looked(vlm: VLM, folder: Path, questions: Sequence[Question], settings: Pro
     prompts = batch.inputs["attention_mask"].sum(1).tolist()
     halves = np.stack([observed.scalars[name] for name in HALVES], axis=1)
     found = list[_Seen]()
+    if not np.isfinite(halves).all():
+        _, half, layer, head = np.argwhere(~np.isfinite(halves))[0]
+        raise ValueError(f"{HALVES[half]} of layer {layer}, head {head} is not a number: does the model overflow in {vlm.dtype}?")
     for place, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         if not answer:
             bad[question.example.id] = "no answer: the model ends its turn at once"
             continue
         spent = (prompts[place], len(vlm.tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1)
-        found.append(_Seen(question, answer, halves[place], observed.maps[MAP][place], spent))
+        found.append(_Seen(question, answer, halves[place], observed.maps[MAP][place], observed.layouts[place], spent))
     return found
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
+from headwise.layout import Layout
+
 Z_EPSILON = 1e-6
 
 
@@ -22,14 +24,14 @@ def saliency(text_to_image: Float[np.ndarray, "*heads"], image_to_text: Float[np
     return (text_to_image + image_to_text) / 2
 
 
-def map_cosines(maps: Sequence[Float[np.ndarray, "layer head _"]]) -> Float[np.ndarray, "own other"]:
+def map_cosines(maps: Sequence[Float[np.ndarray, "layer head _"]], layouts: Sequence[Layout | None]) -> Float[np.ndarray, "own other"]:
     """How alike the heads look at the image, in [0, 1]: the cosine of their mean maps (RAH-LoRA eq. 10), head by head of all layers.
 
-    maps: of each example, text tokens' mean attention to each of its visual tokens. Where examples have unlike numbers of visual tokens
+    maps: of each example, text tokens' mean attention to each of its visual tokens. Where these lie elsewhere on other images (layouts)
     there is no mean map, and the examples' cosines are averaged instead. A map that is 0 everywhere is like no other.
     """
     flat = [map_.reshape(-1, map_.shape[-1]).astype(np.float64) for map_ in maps]
-    if len({map_.shape[1] for map_ in flat}) == 1:
+    if len(set(layouts)) == 1:
         flat = [np.mean(flat, axis=0)]
     return np.mean([_cosines(map_) for map_ in flat], axis=0)
 

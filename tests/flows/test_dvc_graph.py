@@ -21,6 +21,7 @@ OF_THE_BENCHMARK = {"shards", "benchmarks", "benchmark_files"}
 OF_THE_GRAPH = {
     "attention": {"shards"},
     "images": {"photographs"},
+    "rah_lora": {"head_changes"},
     "masks": {"mask_weights", "shards"},
     **dict.fromkeys(("benchmark", "benchmark_base"), OF_THE_BENCHMARK),
 }

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headwise.layout import View
 from headwise.profile.saliency import layer_z_scores, map_cosines, rank_correlation, saliency, top_overlap
 
 
@@ -35,20 +36,22 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 def test_maps_are_compared_by_their_means() -> None:
     maps = [np.random.default_rng(seed).random((2, 3, 7)).astype(np.float32) for seed in range(4)]
     mean = [np.mean([map_[layer, head] for map_ in maps], axis=0) for layer in range(2) for head in range(3)]
-    assert map_cosines(maps) == pytest.approx(np.array([[cosine(a, b) for b in mean] for a in mean]), abs=1e-6)
+    expected = np.array([[cosine(a, b) for b in mean] for a in mean])
+    assert map_cosines(maps, [(View(1, 7),)] * 4) == pytest.approx(expected, abs=1e-6)
 
 
-def test_maps_of_unlike_sizes_are_compared_example_by_example() -> None:
-    maps = [np.random.default_rng(size).random((2, 3, size)) for size in (4, 6)]
+@pytest.mark.parametrize("views", [(View(2, 2), View(2, 3)), (View(2, 3), View(3, 2))], ids=["sizes", "grids"])
+def test_maps_of_unlike_layouts_are_compared_example_by_example(views: tuple[View, View]) -> None:
+    maps = [np.random.default_rng(place).random((2, 3, view.cells)) for place, view in enumerate(views)]
     flat = [[map_[layer, head] for layer in range(2) for head in range(3)] for map_ in maps]
     expected = np.mean([[[cosine(a, b) for b in own] for a in own] for own in flat], axis=0)
-    assert map_cosines(maps) == pytest.approx(expected)
+    assert map_cosines(maps, [(view,) for view in views]) == pytest.approx(expected)
 
 
 def test_a_head_that_does_not_look_at_the_image_is_like_no_other() -> None:
     maps = np.random.default_rng(0).random((1, 3, 5))
     maps[0, 1] = 0
-    assert not map_cosines([maps])[1].any()
+    assert not map_cosines([maps], [(View(1, 5),)])[1].any()
 
 
 def test_the_overlap_is_that_of_each_layers_upper_30_percent() -> None:

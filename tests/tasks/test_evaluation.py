@@ -85,7 +85,7 @@ def test_without_a_forgetting_split_the_evaluation_is_alone(tmp_path):
     assert {example.split for example in evaluation.evaluated(tmp_path / "images")} == {"evaluation"}
 
 
-def test_an_unknown_arm_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        evaluation.main(["--arm", "nothing"])
-    assert "invalid choice: 'nothing'" in capsys.readouterr().err
+def test_an_arm_without_an_adapter_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="data/adapters/topp: the arm has no adapter; base asks the model as it is"):
+        evaluation.main(["--arm", "topp"])

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from pydantic import TypeAdapter
 
-from headwise.arms import HEAD_ARMS
 from headwise.calibration.adapter import parameter_count
 from headwise.calibration.rah_lora.schema import GAINS, TARGETS
 from headwise.calibration.rah_lora.settings import RahLora
@@ -28,7 +27,11 @@ def place(tmp_path_factory):
     write_dataset(folder / "data/images", calibration=2, evaluation=2)
     tiny.save(tiny.tiny_vlm(), folder / "model")
     observed = {"model": "model", "dtype": "float32", "batch_size": 4}
-    params = {"rah_lora": TypeAdapter(RahLora).dump_python(SETTINGS), "profile": TypeAdapter(Profile).dump_python(PROFILE)}
+    params = {
+        "head_changes": {"rah": {}, "rah-one-anchor": {"anchors": 1}},
+        "rah_lora": TypeAdapter(RahLora).dump_python(SETTINGS),
+        "profile": TypeAdapter(Profile).dump_python(PROFILE),
+    }
     (folder / "params.yaml").write_text(json.dumps({"attention": observed, **params}))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -52,6 +55,13 @@ def test_the_steps_write_whole_folders_and_the_same_bytes_again(place):
     load_vlm(place / "model", adapter=folder, dtype="float32")
 
 
+def test_an_arm_changes_the_settings_of_the_run(place):
+    rah_lora.main(["--arm", "rah-one-anchor"])
+    folder = place / "data/adapters/rah-one-anchor"
+    assert read_json(folder / "manifest.json")["settings"] == TypeAdapter(RahLora).dump_python(replace(SETTINGS, anchors=1), mode="json")
+    assert read_table(folder / "targets.parquet", TARGETS)["anchors"].list.len().max() == 1
+
+
 def test_the_profile_says_what_it_cost_and_how_the_scores_go_together(place):
     found = read_json(place / "data/profile/profile.json")
     assert found["questions"] == 5 and set(found["isal_caf_rank_correlation"]) == {"absolute", "signed"}
@@ -69,12 +79,6 @@ def test_what_every_head_brings_alone_is_measured(place):
     accepted = read_json(place / "data/adapters/rah/calibration.json")["accepted"]
     assert len(gains) == accepted + 1 and gains["layer"].null_count() == 1 and set(gains["examples"]) == {5}
     assert (gains["low"] <= gains["gain"]).all() and (gains["gain"] <= gains["high"]).all() and gains["gain"].abs().min() > 0
-
-
-@pytest.mark.parametrize("arm", HEAD_ARMS)
-def test_every_arm_differs_from_the_method_by_its_settings_alone(arm):
-    settings = rah_lora.settings_of(arm, RahLora())
-    assert (settings == RahLora()) == (arm == "rah") and settings == replace(RahLora(), **HEAD_ARMS[arm])
 
 
 def test_a_profile_of_another_revision_is_refused(place, tmp_path):

@@ -1,6 +1,6 @@
 """RAH-LoRA from a profile of the heads: targets, anchors, changes, step sizes, and what a plain PEFT LoRA folder holds of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,13 +69,16 @@ def fit_rah_lora(
     targets = choose_targets(HeadScores(profile.isal, _flow(profile, settings)), settings)
     found = {target: _anchors(projections, target, targets, profile, settings) for target in targets}
     units = transfers(projections, {target: anchors for target, anchors in found.items() if anchors}, settings)
-    batches = calibration_batches(vlm, folder, profile.sample, batch_size)
+    chunks = -(-len(profile.sample) // batch_size)
+    starts = sorted({unit.layer for unit in units})  # of one step for all only the lowest is run from
 
     def flow(unit: Transfer) -> float:
         return max(float(profile.caf[head]) for head in unit.heads)
 
     with frozen(vlm.base):
-        region = TrustRegion(vlm, batches, sorted({unit.layer for unit in units}), progress)
+        batches = calibration_batches(vlm, folder, profile.sample, batch_size)
+        kept_layers = starts[:1] if settings.mode == "joint" else starts
+        region = TrustRegion(vlm, batches, kept_layers, lambda read: progress(read, chunks))
         outcomes, trials = search(region, units, flow, settings, progress)
         accepted = [outcome for outcome in outcomes if outcome.alpha]
         kept = stacked([scaled(outcome.transfer.update, outcome.alpha) for outcome in accepted])
@@ -84,7 +87,7 @@ def fit_rah_lora(
         path = projections.path(layer_range(settings, vlm.num_layers)[0], "o_proj")
         update = kept or {path: no_change(first)}
         with torch.no_grad(), updated(vlm.base, update):
-            logits = answer_logits(vlm, batches[0])
+            logits = answer_logits(vlm, region.probe)
     return RahFit(
         config=lora_config(update),
         weights=lora_weights(update),
@@ -94,7 +97,7 @@ def fit_rah_lora(
         kl=kl,
         forward_equivalents=region.forward_equivalents,
         base_sha256=weights_digest(vlm.base),
-        probe=batches[0],
+        probe=region.probe,
         logits=logits,
     )
 
@@ -108,14 +111,12 @@ def _anchors(projections: Projections, target: Head, targets: Sequence[Head], pr
     return similarities(projections, target, near, profile.cosines, settings)[: settings.anchors]
 
 
-def calibration_batches(vlm: VLM, folder: Path, sample: Sequence[tuple[Question, str]], batch_size: int) -> list[Batch]:
+def calibration_batches(vlm: VLM, folder: Path, sample: Sequence[tuple[Question, str]], batch_size: int) -> Iterator[Batch]:
     """The calibration set with the model's own answers, in batches of like length."""
     ordered = sorted(sample, key=lambda pair: len(pair[0].example.question) + len(pair[1]))
-    chunks = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
-    return [
-        encode(vlm, [q.open(folder) for q, _ in chunk], [q.example.question for q, _ in chunk], [answer for _, answer in chunk])
-        for chunk in chunks
-    ]
+    for start in range(0, len(ordered), batch_size):
+        questions, answers = zip(*ordered[start : start + batch_size], strict=True)
+        yield encode(vlm, [one.open(folder) for one in questions], [one.example.question for one in questions], answers)
 
 
 def no_change(module: nn.Linear) -> Factors:

@@ -52,6 +52,13 @@ class Projections:
         weight, at = self.module(layer, name).weight.detach(), self._slice(number, name)
         return (weight[:, at] if name == "o_proj" else weight[at]).float()
 
+    def values(self, head: Head) -> Float[Tensor, "width in"]:
+        """What the head makes of an input, as a linear map; where its value projection has a bias, of the input and a 1."""
+        weight, bias = self.weight(head, "v_proj"), dict(self.module(head[0], "v_proj").named_parameters()).get("bias")
+        if bias is None:
+            return weight
+        return torch.cat([weight, bias.detach().float()[self._slice(head[1], "v_proj")][:, None]], dim=1)
+
     def placed(self, head: Head, name: Projection, change: Factors) -> Factors:
         """Factors of the head's part as factors of the whole projection."""
         layer, number = head

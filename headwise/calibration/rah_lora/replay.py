@@ -22,7 +22,7 @@ EXACT, COARSE = 1e-4, 5e-2
 class Replay:
     """One batch of prompts with answers: the uncalibrated logits of its answers, and those of changed models from a layer on.
 
-    `num_tokens` counts what a whole pass reads; a pass from layer l on costs the share (L - l) / L of it.
+    A pass from layer l on costs the share (L - l) / L of a whole one.
     """
 
     def __init__(self, vlm: VLM, batch: Batch, layers: Collection[int]) -> None:
@@ -32,7 +32,6 @@ class Replay:
         """
         self._vlm, self._layers = vlm, _layers(vlm)
         self._targets = answer_targets(batch).roll(-1, dims=1)
-        self.num_tokens = int(batch.inputs["attention_mask"].sum())
         self.examples = self._targets.nonzero()[:, 0]
         with torch.no_grad(), _kept(vlm, layers) as kept:
             own = answer_logits(vlm, batch)

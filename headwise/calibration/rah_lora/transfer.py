@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from headwise.calibration.rah_lora.projections import SHARED, Projection, Projections
 from headwise.calibration.rah_lora.settings import RahLora
 from headwise.calibration.rah_lora.targets import Head
-from headwise.calibration.rah_lora.updates import Factors, Update
+from headwise.calibration.rah_lora.updates import Factors, Update, stacked
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ class Transfer:
     """
 
     heads: tuple[Head, ...]
-    anchors: Mapping[Head, tuple[Anchor, ...]]
     singular_values: Mapping[Head, Float[np.ndarray, " rank"]]
     update: Update
 
@@ -84,50 +83,54 @@ def transfers(projections: Projections, found: Mapping[Head, Sequence[Anchor]], 
 
 
 def _transfer(projections: Projections, heads: tuple[Head, ...], anchors: Mapping[Head, tuple[Anchor, ...]], settings: RahLora) -> Transfer:
-    update, values = dict[str, list[Factors]](), dict[Head, np.ndarray]()
+    parts, values = list[Update](), dict[Head, np.ndarray]()
     for head, name, change in _changes(projections, heads, anchors, settings):
         factors, singular = low_rank(change, settings.rank)
-        update.setdefault(projections.path(head[0], name), []).append(projections.placed(head, name, factors))
+        parts.append({projections.path(head[0], name): projections.placed(head, name, factors)})
         if name == "o_proj":
             values[head] = singular
-    joined = {
-        path: Factors(torch.cat([part.up for part in parts], 1), torch.cat([part.down for part in parts], 0))
-        for path, parts in update.items()
-    }
-    return Transfer(heads, anchors, values, joined)
+    return Transfer(heads, values, stacked(parts))
 
 
 def _changes(
     projections: Projections, heads: tuple[Head, ...], anchors: Mapping[Head, tuple[Anchor, ...]], settings: RahLora
 ) -> Iterator[tuple[Head, Projection, Float[Tensor, "out in"]]]:
-    """`W_RAH - W` of every projection that changes."""
-    names: tuple[Projection, ...] = ("q_proj", "k_proj", "v_proj", "o_proj") if settings.queries_and_keys else ("v_proj", "o_proj")
-    is_group = len(heads) == projections.group
-    for name in names:
-        if name in SHARED:
-            if is_group:
-                every = [anchor for head in heads for anchor in anchors[head]]
-                own = {(anchor.head[0], anchor.head[1] // projections.group): anchor.head for anchor in every}
-                yield (
-                    heads[0],
-                    name,
-                    _mean([projections.weight(head, name) for head in own.values()], settings.tau) - projections.weight(heads[0], name),
-                )
-            continue
+    """`W_RAH - W` of every projection that changes; of a part of a group only the outputs do."""
+    if len(heads) < projections.group:
         for head in heads:
-            learned = [_learned(projections, head, anchor.head, name, settings) for anchor in anchors[head]]
-            yield head, name, _mean(learned, settings.tau) - projections.weight(head, name)
+            yield head, "o_proj", _change(projections, head, "o_proj", [a.head for a in anchors[head]], settings, own_basis=True)
+        return
+    names: tuple[Projection, ...] = ("q_proj", "k_proj", "v_proj", "o_proj") if settings.queries_and_keys else ("v_proj", "o_proj")
+    for name in names:
+        for head in heads[:1] if name in SHARED else heads:
+            whose = heads if name in SHARED else (head,)
+            models = {_owner(projections, a.head, name): a.head for h in whose for a in anchors[h]}
+            yield head, name, _change(projections, head, name, list(models.values()), settings, own_basis=False)
 
 
-def _learned(projections: Projections, head: Head, anchor: Head, name: Projection, settings: RahLora) -> Float[Tensor, "out in"]:
-    if name != "o_proj" or projections.group == 1 or settings.grouped == "output_only":
-        return projections.weight(anchor, name)
-    values = [projections.weight(one, "v_proj") for one in (head, anchor)]
-    return aligned(projections.weight(anchor, "o_proj"), values[1], values[0])
+def _owner(projections: Projections, head: Head, name: Projection) -> Head:
+    """The head whose part of the projection this is: heads of a group share values and keys."""
+    return (head[0], head[1] // projections.group) if name in SHARED else head
+
+
+def _change(
+    projections: Projections, head: Head, name: Projection, models: Sequence[Head], settings: RahLora, *, own_basis: bool
+) -> Float[Tensor, "out in"]:
+    """What the trimmed mean of other heads' weights differs by from the head's.
+
+    own_basis: the head keeps its values, so that others' outputs are written in their basis first, unless `grouped` says not to. Where
+    values change with the outputs both are taken over as they are. Biases stay as they are.
+    """
+    if own_basis and settings.grouped == "aligned":
+        own = projections.values(head)
+        learned = [aligned(projections.weight(model, name), projections.values(model), own) for model in models]
+    else:
+        learned = [projections.weight(model, name) for model in models]
+    return _mean(learned, settings.tau) - projections.weight(head, name)
 
 
 def aligned(
-    output: Float[Tensor, "model width"], value: Float[Tensor, "width model"], own_value: Float[Tensor, "width model"]
+    output: Float[Tensor, "model width"], value: Float[Tensor, "width in"], own_value: Float[Tensor, "width in"]
 ) -> Float[Tensor, "model width"]:
     """The output projection X that makes of the target's own values what the anchor makes of its: least squares of `X V_own = O V`.
 
@@ -135,8 +138,8 @@ def aligned(
     """
     if torch.equal(value, own_value):
         return output
-    basis = torch.linalg.lstsq(own_value.T.double(), value.T.double()).solution
-    return (output.double() @ basis.T).float()
+    basis = value.double() @ torch.linalg.pinv(own_value.double())  # also of values that do not have full rank
+    return (output.double() @ basis).float()
 
 
 def _mean(weights: Sequence[Float[Tensor, "out in"]], tau: float) -> Float[Tensor, "out in"]:

@@ -1,6 +1,6 @@
 """How far RAH-LoRA goes: the divergence from the uncalibrated model, and the search for the step size that it allows."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -32,13 +32,17 @@ class Outcome:
 class TrustRegion:
     """The calibration set, run once, and what a change makes of it; `forward_equivalents` counts the passes over it so far."""
 
-    def __init__(self, vlm: VLM, batches: Sequence[Batch], layers: Collection[int], progress: Callable[[int, int], object]) -> None:
-        """Run every batch and keep the streams where a layer of these begins. `progress` hears of how many batches of how many."""
+    def __init__(self, vlm: VLM, batches: Iterable[Batch], layers: Collection[int], read: Callable[[int], object]) -> None:
+        """Run every batch and keep the streams where a layer of these begins, and the first batch as `probe`. `read` hears how many are
+        read.
+        """
         self._num_layers = vlm.num_layers
         self._replays = list[Replay]()
         for batch in batches:
+            if not self._replays:
+                self.probe = batch
             self._replays.append(Replay(vlm, batch, layers))
-            progress(len(self._replays), len(batches))
+            read(len(self._replays))
         self.forward_equivalents = 1.0
 
     def divergence(self, update: Update, start: int) -> float:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from headwise.calibration.rah_lora.projections import Projections
 from headwise.calibration.rah_lora.settings import RahLora
 from headwise.calibration.rah_lora.transfer import Anchor, aligned, effective_rank, low_rank, similarities, transfers
-from tests import tiny
+from tests import tiny, zoo
 
 HEAD_WIDTH = tiny.WIDTH // tiny.NUM_HEADS
 FULL = RahLora(rank=0)
@@ -121,6 +121,28 @@ def test_in_a_group_the_values_stay_unless_all_of_it_is_targets() -> None:
     assert change(vlm, whole[0], 1, "v_proj")[:HEAD_WIDTH] == pytest.approx(mean, abs=1e-5)
     assert not change(vlm, whole[0], 1, "v_proj")[HEAD_WIDTH:].any()
     assert set(whole[0].singular_values) == {(1, 0), (1, 1)}
+
+
+def test_a_whole_group_that_learns_from_one_becomes_it() -> None:
+    vlm = tiny.tiny_vlm()
+    (found,) = transfers(Projections(vlm), {(1, 0): [anchor(2, 4)], (1, 1): [anchor(2, 5)]}, FULL)
+    for target, model in (((1, 0), (2, 4)), ((1, 1), (2, 5))):
+        changed = {}
+        for name in ("v_proj", "o_proj"):
+            lines = slice(*(HEAD_WIDTH * (target[1] // 2 if name == "v_proj" else target[1]) + step for step in (0, HEAD_WIDTH)))
+            change_ = change(vlm, found, 1, name)
+            changed[name] = slow_weight(vlm, *target, name) + (change_[:, lines] if name == "o_proj" else change_[lines])
+        expected = slow_weight(vlm, *model, "o_proj") @ slow_weight(vlm, *model, "v_proj")
+        assert changed["o_proj"] @ changed["v_proj"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_values_with_a_bias_are_aligned_with_it() -> None:
+    vlm = zoo.vlm("qwen2")
+    projections = Projections(vlm)
+    values = projections.values((1, 0))
+    states = torch.randn(5, 48, generator=torch.Generator().manual_seed(0))
+    made = vlm.decoder.layers[1].self_attn.v_proj(states)[:, : len(values)]
+    assert torch.allclose(torch.cat([states, torch.ones(5, 1)], dim=1) @ values.T, made, atol=1e-5)
 
 
 @given(st.integers(1, 6), st.integers(0, 20))
