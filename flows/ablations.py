@@ -63,7 +63,7 @@ def ablations(
             if other != kind:
                 cell = _foreign(parameters, folders[other] / "data" / "adapters" / FULL)
                 rows += table_rows(kind, [(BASE, OTHER_DATA)], {seeds[0]: cell}, settings.statistics, compared)
-    return publish("ablations", rows, as_markdown(rows, folders))
+    return publish("ablations", rows, as_markdown(rows, folders, settings.statistics.margin))
 
 
 def compared(before: pl.DataFrame, after: pl.DataFrame, settings: Statistics) -> list[Comparison]:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from flows.cells import NOTE, Pair, Row, key_of, means
+from flows.cells import LEAST_SEEDS, NOTE, Pair, Row, failures, key_of, means, one_direction
 from headwise.arms import HEAD_ARMS
 from headwise.calibration.rah_lora.schema import GAINS, GAINS_FILE, TARGETS, TARGETS_FILE
+from headwise.evaluation.compare import SCALES
 from headwise.evaluation.paired import holm
 from headwise.evaluation.table import BASE
 from headwise.files import read_json, read_table
@@ -22,6 +23,7 @@ CLOSED = ", answers"
 """Added to a split's name: its closed questions' reference answers, by their perplexity."""
 EQUAL = "random ~ no change"
 ORDER: Mapping[str, Pair] = {
+    "full > no change": (BASE, FULL),
     "full > without CAF": ("rah-without-caf", FULL),
     "without CAF > random": ("rah-random", "rah-without-caf"),
     EQUAL: (BASE, "rah-random"),
@@ -37,33 +39,32 @@ MEASURES = {
 CLAIMS = ("targets", "accepted", "rolled_back", "skipped", "parameters", "kl")
 
 
-def as_markdown(rows: Sequence[Row], folders: Mapping[str, Path]) -> str:
+def as_markdown(rows: Sequence[Row], folders: Mapping[str, Path], margin: float) -> str:
     """The table of effects, whether the paper's order held, and from each data set's first cell what became of the targets.
 
-    folders: of those cells.
+    folders: of those cells. margin: within which two arms count as equal.
     """
-    parts = [_effects(rows), NOTE, *signs(rows)]
+    made = {kind: outcomes(folder) for kind, folder in folders.items()}
+    parts = [_effects(rows, made), NOTE, *signs(rows, margin)]
     for kind, folder in folders.items():
-        for title, table in (
-            ("what became of the targets", outcomes(folder)),
-            ("singular values", spectra(folder)),
-            ("heads", heads(folder)),
-        ):
-            if table:
-                parts += [f"{kind}, {title}:", _markdown(table)]
-    failed = [f"- {row['data']}, {row['arm']}, seed {row['seed']}: {row['reason']}" for row in rows if row.get("reason")]
+        tables = {"what became of the targets": made[kind], "singular values": spectra(folder), "single heads": heads(folder)}
+        parts += [part for title, table in tables.items() if table for part in (f"{kind}, {title}:", _markdown(table))]
+    failed = failures(rows)
     return "\n\n".join([*parts, *(["Cells that failed:", "\n".join(failed)] if failed else [])]) + "\n"
 
 
-def _effects(rows: Sequence[Row]) -> str:
-    """A line per data set and pair of arms, a column per measure."""
+def _effects(rows: Sequence[Row], made: Mapping[str, Sequence[Row]]) -> str:
+    """A line per data set and pair of arms, a column per measure; how many heads an arm changed with the first seed, and how far."""
     found = {key_of(row): row for row in means(rows)}
+    dose = {(kind, row["arm"]): row for kind, own in made.items() for row in own}
     pairs = list(dict.fromkeys((row["data"], row["arm"], row["against"], row["seeds"]) for row in means(rows)))
     lines: list[Row] = []
     for kind, arm, against, seeds in pairs:
         own = {title: found.get((kind, arm, against, *measure)) for measure, title in MEASURES.items()}
         cells = {title: _words(row) if row else "" for title, row in own.items()}
-        lines.append({"data": kind, "arm": arm, "against": against, "seeds": seeds, **cells})
+        went = dose.get((str(kind), arm), {})
+        same = {"data": kind, "arm": arm, "against": against, "seeds": seeds, "heads": went.get("accepted"), "KL": went.get("kl")}
+        lines.append({**same, **cells})
     return _markdown(lines)
 
 
@@ -83,11 +84,12 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def signs(rows: Sequence[Row]) -> list[str]:
+def signs(rows: Sequence[Row], margin: float) -> list[str]:
     """For each data set and measure, which part of the paper's order held, by p-values adjusted over all of these questions (Holm).
 
-    A gain holds if the whole interval and its adjusted p-value say so; "random ~ no change" if both one-sided tests at the margin do. What
-    was not shown is said with the smallest gain that the sample shows four times out of five.
+    A difference holds if the whole interval and its adjusted p-value say so, and each of `LEAST_SEEDS` seeds at least; "random ~ no change"
+    if none is seen and both one-sided tests at the margin exclude one as large. What was not shown is said with the smallest gain that the
+    sample shows four times out of five.
     """
     found = {key_of(row): row for row in means(rows)}
     asked = [
@@ -97,11 +99,12 @@ def signs(rows: Sequence[Row]) -> list[str]:
         for measure in list(MEASURES)[:3]
         if (row := _of_pair(found, kind, pair, measure))
     ]
-    p_values = holm(np.array([row["p_value"] for *_, row in asked], dtype=np.float64)) if asked else []
-    return [
-        f"{kind}, {name}, by {MEASURES[measure].split(',')[0]}: {_held(name, row, float(p))}."
-        for (kind, name, measure, row), p in zip(asked, p_values, strict=True)
-    ]
+    claims = np.array([row["p_equivalent" if name == EQUAL else "p_value"] for _, name, _, row in asked], dtype=np.float64)
+    sentences = []
+    for (kind, name, measure, row), p in zip(asked, holm(claims) if asked else [], strict=True):
+        words = _equal(row, float(p), margin) if name == EQUAL else _held(row, float(p), agreed=one_direction(row, rows))
+        sentences.append(f"{kind}, {name}, by {MEASURES[measure].split(',')[0]}: {words}.")
+    return sentences
 
 
 def _of_pair(found: Mapping[tuple[object, ...], Row], kind: object, pair: Pair, measure: tuple[str, str]) -> Row | None:
@@ -122,24 +125,33 @@ def turned(row: Row) -> Row:
     return {**row, **effects, "before": values["after"], "after": values["before"], "detectable": detectable}
 
 
-def _held(name: str, row: Row, p: float) -> str:
-    effect, unit = _words(row), "a ratio of" if row["metric"] == "perplexity" else "a gain of"
-    neutral, better = (1.0, -1) if row["metric"] == "perplexity" else (0.0, 1)
-    low, high = float(str(row["low"])), float(str(row["high"]))
-    beyond = low > neutral or high < neutral
-    if name == EQUAL:
-        if float(str(row["p_equivalent"])) < 1 - LEVEL:
-            return f"held, {effect}"
-        return f"not so, {effect}" if beyond and p < 1 - LEVEL else f"not shown, {effect}"
-    if beyond and p < 1 - LEVEL:
-        return f"held, {effect}" if (low > neutral) == (better == 1) else f"the other way round, {effect}"
-    scale, digits = (100, 1) if row["metric"] == "accuracy" else (1, 4)
+def _beyond(row: Row) -> int:
+    """On which side of no change the whole interval lies: 1 better, -1 worse, 0 neither."""
+    scale = SCALES["perplexity" if row["metric"] == "perplexity" else "accuracy"]
+    low, high = (float(str(row[name])) for name in ("low", "high"))
+    return scale.better if low > scale.neutral else -scale.better if high < scale.neutral else 0
+
+
+def _equal(row: Row, p: float, margin: float) -> str:
+    within = f"{100 * margin:g} {'%' if row['metric'] == 'perplexity' else 'points'}"
+    if _beyond(row) and float(str(row["p_value"])) < 1 - LEVEL:
+        return f"not so, {_words(row)}"
+    return f"{'held' if p < 1 - LEVEL else 'not shown'} within {within}, {_words(row)}"
+
+
+def _held(row: Row, p: float, *, agreed: bool) -> str:
+    effect, side = _words(row), _beyond(row)
+    if side and p < 1 - LEVEL:
+        found = f"{'held' if side == 1 else 'the other way round'}, {effect}"
+        return found if agreed else f"{found}, but not with every one of {LEAST_SEEDS} seeds or more"
+    unit, scale, digits = ("a ratio of", 1, 4) if row["metric"] == "perplexity" else ("a gain of", 100, 1)
     return f"not shown, {effect}; {unit} {scale * float(str(row['detectable'])):.{digits}f} would have been"
 
 
 def outcomes(folder: Path) -> list[Row]:
-    """For each arm of a cell the targets, how far it went, and what it cost."""
+    """For each arm of a cell the targets, how far it went, what it cost, and which earlier arm took the same steps on the same heads."""
     lines: list[Row] = []
+    seen: dict[object, str] = {}
     for arm in HEAD_ARMS:
         path = folder / "data" / "adapters" / arm / "calibration.json"
         if path.is_file():
@@ -148,7 +160,9 @@ def outcomes(folder: Path) -> list[Row]:
             counts = {
                 name.replace("_", " "): claims[name] for name in ("targets", "accepted", "rolled_back", "skipped", "parameters", "kl")
             }
-            lines.append({"arm": arm, **counts, "forward equivalents": sum(spent.values())})
+            steps = read_table(path.parent / TARGETS_FILE, TARGETS, ["layer", "head", "alpha"])
+            same = seen.setdefault(tuple(steps.rows()), arm)
+            lines.append({"arm": arm, **counts, "forward equivalents": sum(spent.values()), "heads and steps": "" if same == arm else same})
     return lines
 
 
@@ -171,8 +185,8 @@ def spectra(folder: Path) -> list[Row]:
 
 
 def heads(folder: Path) -> list[Row]:
-    """Where the gain comes from: the influence-saliency gap against the gain per head, and the heads' shares of the sum of gains, from the
-    widest gap on; and the rank correlation of influence and saliency over all heads.
+    """Where the gain comes from: the influence-saliency gap against the gain per head, what of the sum of gains the heads with the widest
+    gaps bring, and the rank correlation of influence and saliency over all heads. Values that a group shares count for each of its heads.
     """
     gains, targets = folder / "data" / "gains" / FULL / GAINS_FILE, folder / "data" / "adapters" / FULL / TARGETS_FILE
     if not gains.is_file():
@@ -187,7 +201,7 @@ def heads(folder: Path) -> list[Row]:
     found: dict[str, object] = {
         "nats an answer gained by the whole adapter": f"{whole['gain']:.5f} ({whole['low']:.5f} to {whole['high']:.5f})",
         "sum of the gains of single heads": f"{total:.5f}",
-        "heads whose interval excludes 0: better, worse": f"{_count(each, 'low', 1)}, {_count(each, 'high', -1)}",
+        "heads whose interval excludes 0: better, worse": f"{_count(each, 'low', 1)}, {_count(each, 'high', -1)}{_by_chance(len(each))}",
     }
     if len(each) > 1:
         gap = each.select(pl.corr("gap", "gain", method="spearman")).item()
@@ -197,6 +211,10 @@ def heads(folder: Path) -> list[Row]:
             found[f"gain of the {share} % with the widest gap"] = f"{float(each['gain'][:number].sum()):.5f}"
     found |= {f"rank correlation of I-SAL and {name} CAF": value for name, value in correlation.items()}
     return [{"quantity": quantity, "value": value} for quantity, value in found.items()]
+
+
+def _by_chance(number: int) -> str:
+    return f" (of {number}; by chance {number * (1 - LEVEL) / 2:.1f} each)"
 
 
 def _count(gains: pl.DataFrame, bound: str, side: int) -> int:

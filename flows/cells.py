@@ -43,6 +43,8 @@ EFFECTS = pa.schema(
 """One row per data set, arm, the arm it is compared with (`base`, or another), seed (null: the mean over `seeds` of them), split and
 metric, or with the `reason` of a failed cell."""
 
+LEAST_SEEDS = 3
+"""Runs differ from seed to seed; fewer say nothing about that."""
 NOTE = (
     "Effect: a ratio of perplexities (better below 1) or a difference of accuracies (above 0), paired by example and averaged over the "
     "seeds. The interval is over images, for these seeds; how far the seeds differ stands beside it."
@@ -153,13 +155,26 @@ def as_markdown(rows: Sequence[Row], sentences: Sequence[str]) -> str:
     columns = ("data", "arm", "against", "split", "metric", "before", "after", "effect", "95 % interval", "single seeds", "verdict")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [_markdown_line(mean, [row for row in rows if key_of(row) == key_of(mean) and row is not mean]) for mean in means(rows)]
-    failed = [f"- {row['data']}, {row['arm']}, seed {row['seed']}: {row['reason']}" for row in rows if row.get("reason")]
+    failed = failures(rows)
     return "\n".join([*lines, "", NOTE, "", *sentences, *(["", "Cells that failed:", "", *failed] if failed else []), ""])
+
+
+def failures(rows: Sequence[Row]) -> list[str]:
+    """A line for each cell that failed, with the reason."""
+    return [f"- {row['data']}, {row['arm']}, seed {row['seed']}: {row['reason']}" for row in rows if row.get("reason")]
 
 
 def means(rows: Sequence[Row]) -> list[Row]:
     """The rows over all seeds."""
     return [row for row in rows if row.get("seed") is None]
+
+
+def one_direction(mean: Row, rows: Sequence[Row]) -> bool:
+    """Whether a comparison was made with at least `LEAST_SEEDS` seeds and came out on the same side of no change with every one."""
+    singles = [row for row in rows if row.get("seed") is not None and key_of(row) == key_of(mean)]
+    neutral = 1.0 if mean["metric"] == "perplexity" else 0.0
+    above = {float(str(row["effect"])) > neutral for row in singles if float(str(row["effect"])) != neutral}
+    return len(singles) >= LEAST_SEEDS and len(above) == 1
 
 
 def key_of(row: Row) -> tuple[object, ...]:

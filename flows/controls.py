@@ -9,7 +9,7 @@ import numpy as np
 from prefect import flow
 from pydantic import AfterValidator, Field
 
-from flows.cells import Cell, Pair, Row, as_markdown, key_of, means, publish, run_cell, table_rows
+from flows.cells import Cell, Pair, Row, as_markdown, means, one_direction, publish, run_cell, table_rows
 from flows.nightly import night_stages, run_shared
 from flows.parameters import COMPOSED, DEFAULTS, Kinds, Parameters, distinct
 from flows.workspace import CONTROLS as WORKSPACE
@@ -17,8 +17,6 @@ from headwise.evaluation.paired import holm
 from headwise.evaluation.table import BASE
 from headwise.intervals import LEVEL
 
-LEAST_SEEDS = 3
-"""Training differs from seed to seed; fewer say nothing about that."""
 ARMS = replace(DEFAULTS, arms=("top", "bottom", "random", "all"))
 
 
@@ -67,25 +65,18 @@ def answers(rows: Sequence[Row]) -> list[str]:
     5 %), and in the same direction with every seed, of which there must be `LEAST_SEEDS`; else it was not shown. `all` is compared but
     does not decide: it differs in how many layers, too.
     """
-    singles = [row for row in rows if row.get("seed") is not None]
     decisive = [row for row in means(rows) if row["against"] != BASE and (row["split"], row["metric"]) == ("evaluation", "perplexity")]
     sentences = []
     for kind in dict.fromkeys(row["data"] for row in decisive):
         found = [row for row in decisive if row["data"] == kind]
         others = [row for row in found if row["against"] != "all"]
         p_values = holm(np.array([row["p_value"] for row in others], dtype=np.float64))
-        agreeing = [_one_direction([single for single in singles if key_of(single) == key_of(row)]) for row in others]
+        agreeing = np.array([one_direction(row, rows) for row in others])
         answer = "yes" if (agreeing & (p_values < 1 - LEVEL)).any() else "not shown"
         sentences.append(
             f"Does it matter on {kind} which layers are calibrated? By the captions, {answer}: {'; '.join(map(_words, found))}."
         )
     return sentences
-
-
-def _one_direction(singles: Sequence[Row]) -> bool:
-    """Whether there are seeds enough, and each has its ratio of perplexities on the same side of 1."""
-    below = [float(str(row["effect"])) < 1 for row in singles]
-    return len(below) >= LEAST_SEEDS and len(set(below)) == 1
 
 
 def _words(row: Row) -> str:

@@ -35,11 +35,12 @@ def run_scores(name: str | None, statistic: str) -> pl.DataFrame:
 
     Raises ValueError if the run has no scores yet, or no such statistic, naming those that it has.
     """
-    path = find_run(name) / "data" / "scores" / HEADS_FILE
-    if not path.is_file():
-        raise ValueError(f"run {path.parents[2].name!r} has scored no heads yet; `headwise run` with the same options goes on with it")
-    heads = read_table(path, HEADS)
-    found = heads.filter(pl.col("statistic") == statistic)
+    data = find_run(name) / "data"
+    paths = [data / folder / HEADS_FILE for folder in ("scores", "profile") if (data / folder / HEADS_FILE).is_file()]
+    if not paths:
+        raise ValueError(f"run {data.parent.name!r} has scored no heads yet; `headwise run` with the same options goes on with it")
+    heads = pl.concat([read_table(path, HEADS) for path in paths])
+    found = heads.filter(pl.col("statistic") == statistic).unique(["layer", "head"], keep="first", maintain_order=True)
     if found.is_empty():
         raise ValueError(f"no statistic {statistic!r}; the scores have {', '.join(heads['statistic'].unique().sort())}")
     return found

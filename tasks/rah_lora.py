@@ -40,12 +40,12 @@ def calibrate(images: Path, profile: Path, output: Path, observed: Observation, 
         write_table(fit.targets, folder / TARGETS_FILE, TARGETS)
         write_table(fit.trials, folder / TRIALS_FILE, TRIALS)
         write_table(fit.curve, folder / CURVE_FILE, CURVE)
-        write_json(_calibration(vlm, fit, read_json(profile / PROFILE_FILE), folder), folder / CALIBRATION)
+        write_json(_calibration(vlm, fit, settings, read_json(profile / PROFILE_FILE), folder), folder / CALIBRATION)
         extra = {"arm": output.name, "model": made, "dtype": str(vlm.dtype)}
         write_manifest(folder, stage="rah_lora", settings=settings, inputs={"index": images / INDEX, "profile": profile}, extra=extra)
 
 
-def _calibration(vlm: VLM, fit: RahFit, profiled: dict[str, object], folder: Path) -> dict[str, object]:
+def _calibration(vlm: VLM, fit: RahFit, settings: RahLora, profiled: dict[str, object], folder: Path) -> dict[str, object]:
     """calibration.json: what became of the targets, how far the model went, what it cost, and what `prove_adapter` found."""
     outcomes = {name: int((fit.targets["outcome"] == name).sum()) for name in ("accepted", "rolled back", "skipped")}
     tried = outcomes["accepted"] + outcomes["rolled back"]
@@ -53,6 +53,7 @@ def _calibration(vlm: VLM, fit: RahFit, profiled: dict[str, object], folder: Pat
     ranks = {"effective_rank": fit.targets["effective_rank"].mean()}
     return {
         "recipe": "rah_lora",
+        "trimmed_at_each_end": int(settings.tau * settings.anchors),
         "targets": len(fit.targets),
         **{name.replace(" ", "_"): number for name, number in outcomes.items()},
         "rollback_rate": outcomes["rolled back"] / tried if tried else None,

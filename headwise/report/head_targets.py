@@ -49,9 +49,14 @@ def _sentence(arm: str, targets: pl.DataFrame, profile: dict[str, Any]) -> str:
     accepted = int((targets["outcome"] == "accepted").sum())
     correlation = number(profile["isal_caf_rank_correlation"]["absolute"])
     overlap = f"{100 * profile['caf_signed_overlap']:.0f}\N{NO-BREAK SPACE}%"
+    changes = HEAD_ARMS[arm]
+    meant = (
+        ": heads on which the model's certainty hangs (a high causal flow, CAF) although they look little between text and image (a low "
+        "I-SAL)"
+    )
+    why = "" if {"targets", "caf"} & set(changes) else meant
     return (
-        f"The arm “{arm}” calibrated {accepted} of {len(targets)} target heads: heads on which the model's certainty hangs (a high causal "
-        f"flow, CAF) although they look little between text and image (a low I-SAL). Profiled on {profile['questions']} questions without "
+        f"The arm “{arm}” calibrated {accepted} of {len(targets)} target heads{why}. Profiled on {profile['questions']} questions without "
         f"labels; over all heads the rank correlation of I-SAL and CAF is {correlation}. Of the heads with a high CAF by its strength "
         f"{overlap} have a high one by the paper's signed equation too."
     )
