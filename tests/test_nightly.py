@@ -188,6 +188,14 @@ def test_a_run_that_changes_nothing_takes_seconds(night: Night) -> None:
     assert night.second_seconds < 60
 
 
+def test_a_night_of_rah_lora_alone_makes_no_masks_and_is_judged(night: Night) -> None:
+    alone = replace(night.parameters, arms=("rah",), measured=("rah",), benchmarks=(), name="heads")
+    result = _run(alone)
+    assert not {name.partition("@")[0] for name in result.recomputed} & {"masks", "attention", "scores", "selection", "calibration"}
+    assert (result.folder / "data/gains/rah/gains.parquet").is_file() and set(result.comparisons) == {"rah"}
+    assert result.sentence.startswith(("No champion:", "Champion:")) and "calibrated heads" in result.report.read_text(encoding="utf-8")
+
+
 def test_a_failed_cell_of_the_controls_is_a_cell_with_its_reason(night: Night) -> None:
     impossible = replace(night.parameters, selection=Criterion(k=99), arms=("top", "bottom"))
     cell = one_cell(impossible)

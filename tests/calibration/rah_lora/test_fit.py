@@ -85,7 +85,8 @@ def test_the_adapter_is_the_edited_weights_and_as_far_as_it_says(place, images, 
 
 
 @pytest.mark.parametrize("mode", ["joint", "greedy"])
-def test_step_sizes_are_halved_until_the_divergence_is_small_enough(place, images, mode):
+def test_step_sizes_are_halved_until_the_divergence_is_small_enough(place, images, tmp_path, mode):
+    vlm, profile = place
     loose = fitted(place, images, replace(SETTINGS, mode=mode))
     settings = replace(SETTINGS, mode=mode, delta=loose.kl / 5)
     found = fitted(place, images, settings)
@@ -101,6 +102,10 @@ def test_step_sizes_are_halved_until_the_divergence_is_small_enough(place, image
     rolled_back = found.targets.filter(pl.col("outcome") == "rolled back")
     assert set(rolled_back["alpha"]) <= {0.0} and set(rolled_back["reason"]) <= {ABOVE_DELTA}
     assert (rolled_back["kl_before"] == rolled_back["kl_after"]).all()
+    write_adapter(found.config, found.weights, "some/model", tmp_path)
+    adapted = PeftModel.from_pretrained(tiny.new_tiny_vlm(num_kv_heads=vlm.num_kv_heads).base, tmp_path).eval()
+    measured = divergence(vlm, replace(vlm, model=adapted), images, profile)
+    assert measured == pytest.approx(found.kl, abs=1e-5) and measured <= settings.delta + 1e-6
 
 
 def test_what_no_step_fits_is_rolled_back_whole(place, images, tmp_path):
@@ -169,6 +174,14 @@ def test_only_layers_from_the_first_change_on_are_run_again(place, images):
     assert found.forward_equivalents == pytest.approx(1 + (len(found.trials) + extra) * share) and extra == 4
     upper = fitted(place, images, replace(SETTINGS, mode="joint", layers=(0.75, 1.0)))
     assert upper.forward_equivalents == pytest.approx(1 + (len(upper.trials) + extra) / 4)
+
+
+def test_one_step_for_all_costs_at_most_25_passes_profile_and_all_halvings_included(place, images):
+    hopeless = fitted(place, images, replace(SETTINGS, mode="joint", delta=1e-12))
+    assert len(hopeless.trials) == SETTINGS.halvings + 1 and set(hopeless.targets["outcome"]) == {"rolled back"}
+    curve = 4  # it is drawn where something was accepted
+    profile = 1.5 + 3  # answers of as many tokens as half the prompt, and the gradients of every question
+    assert profile + hopeless.forward_equivalents + curve <= 25
 
 
 def test_the_curve_is_the_divergence_of_scaled_changes(place, images, tmp_path):
