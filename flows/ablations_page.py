@@ -157,9 +157,7 @@ def outcomes(folder: Path) -> list[Row]:
         if path.is_file():
             claims = read_json(path)
             spent: Any = claims["forward_equivalents"]
-            counts = {
-                name.replace("_", " "): claims[name] for name in ("targets", "accepted", "rolled_back", "skipped", "parameters", "kl")
-            }
+            counts = {name.replace("_", " "): claims[name] for name in CLAIMS}
             steps = read_table(path.parent / TARGETS_FILE, TARGETS, ["layer", "head", "alpha"])
             same = seen.setdefault(tuple(steps.rows()), arm)
             lines.append({"arm": arm, **counts, "forward equivalents": sum(spent.values()), "heads and steps": "" if same == arm else same})

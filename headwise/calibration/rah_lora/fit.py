@@ -65,7 +65,8 @@ def fit_rah_lora(
     if getattr(vlm.base.config, "quantization_config", None) is not None:
         raise ValueError(f"{vlm.base.name_or_path}: the model is quantised, and RAH-LoRA averages weights: load it in bfloat16 or float32")
     projections = Projections(vlm)
-    first = projections.module(layer_range(settings, vlm.num_layers)[0], "o_proj")
+    lowest = layer_range(settings, vlm.num_layers)[0]
+    first = projections.module(lowest, "o_proj")
     targets = choose_targets(HeadScores(profile.isal, _flow(profile, settings)), settings)
     found = {target: _anchors(projections, target, targets, profile, settings) for target in targets}
     units = transfers(projections, {target: anchors for target, anchors in found.items() if anchors}, settings)
@@ -84,8 +85,7 @@ def fit_rah_lora(
         kept = stacked([scaled(outcome.transfer.update, outcome.alpha) for outcome in accepted])
         kl = outcomes[-1].kl_after if outcomes else 0.0
         curve = divergence_curve(region, kept, min((outcome.transfer.layer for outcome in accepted), default=0), kl)
-        path = projections.path(layer_range(settings, vlm.num_layers)[0], "o_proj")
-        update = kept or {path: no_change(first)}
+        update = kept or {projections.path(lowest, "o_proj"): no_change(first)}
         with torch.no_grad(), updated(vlm.base, update):
             logits = answer_logits(vlm, region.probe)
     return RahFit(
