@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -65,7 +66,7 @@ def whole_divergence(vlm: VLM, batches: Sequence[Batch], before: Sequence[torch.
 
 def ratios(vlm: VLM, batches: Sequence[Batch], runs: int) -> dict[str, float]:
     """Per starting layer the median of the obvious way's time over a replay's."""
-    region, found = TrustRegion(vlm, batches, STARTS, lambda _read: None), {}
+    region, found = TrustRegion(vlm, batches, STARTS, nullcontext, lambda _read: None), {}
     before = [answer_logits(vlm, batch) for batch in batches]
     for layer in STARTS:
         path = f"{vlm.family.decoder}.layers.{layer}.self_attn.o_proj"

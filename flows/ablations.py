@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 from flows.ablations_page import CLOSED, FULL, MAIN, ORDER, as_markdown
 from flows.cells import Cell, Pair, Row, answers_or_reason, headlines, publish, run_cell, table_rows
 from flows.graph import StageFailed
-from flows.nightly import arm_stages, evaluation_stages
+from flows.nightly import arm_stages, evaluation_stages, gain_stages
 from flows.parameters import COMPOSED, Kinds, Parameters, distinct
 from flows.pipeline import started
 from flows.workspace import ABLATIONS as WORKSPACE
@@ -103,7 +103,7 @@ def _parameters(kind: str, seed: int, settings: Parameters, arms: Sequence[str])
 def _stages(parameters: Parameters) -> list[str]:
     """Neither masks nor scores: RAH-LoRA needs no labels and no objects."""
     own = [stage for arm in parameters.arms for stage in arm_stages(arm, parameters)]
-    return list(dict.fromkeys(["images", *evaluation_stages(BASE, parameters), *own]))
+    return list(dict.fromkeys(["images", *evaluation_stages(BASE, parameters), *own, *gain_stages(parameters)]))
 
 
 def _name(parameters: Parameters) -> str:

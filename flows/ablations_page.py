@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy.stats import norm
 
-from flows.cells import LEAST_SEEDS, NOTE, Pair, Row, failures, key_of, means, one_direction
+from flows.cells import LEAST_SEEDS, NOTE, Pair, Row, failures, key_of, means, one_direction, singles
 from headwise.arms import HEAD_ARMS
-from headwise.calibration.rah_lora.schema import GAINS, GAINS_FILE, TARGETS, TARGETS_FILE
+from headwise.calibration.adapter import CALIBRATION
+from headwise.calibration.rah_lora.schema import CURVE, CURVE_FILE, GAINS, GAINS_FILE, TARGETS, TARGETS_FILE
 from headwise.evaluation.compare import SCALES
-from headwise.evaluation.paired import holm
+from headwise.evaluation.paired import POWER, holm
 from headwise.evaluation.table import BASE
 from headwise.files import read_json, read_table
 from headwise.intervals import LEVEL
@@ -36,7 +38,7 @@ MEASURES = {
     ("evaluation", "perplexity"): "caption perplexity, ratio",
     ("forgetting", "accuracy"): "forgetting probe, points",
 }
-CLAIMS = ("targets", "accepted", "rolled_back", "skipped", "parameters", "kl")
+CLAIMS = ("targets", "accepted", "rolled_back", "skipped", "damping", "parameters", "kl")
 
 
 def as_markdown(rows: Sequence[Row], folders: Mapping[str, Path], margin: float) -> str:
@@ -54,7 +56,9 @@ def as_markdown(rows: Sequence[Row], folders: Mapping[str, Path], margin: float)
 
 
 def _effects(rows: Sequence[Row], made: Mapping[str, Sequence[Row]]) -> str:
-    """A line per data set and pair of arms, a column per measure; how many heads an arm changed with the first seed, and how far."""
+    """A line per data set and pair of arms, a column per measure; how many heads an arm changed with the first seed, and how far. Empty
+    where every cell failed.
+    """
     found = {key_of(row): row for row in means(rows)}
     dose = {(kind, row["arm"]): row for kind, own in made.items() for row in own}
     pairs = list(dict.fromkeys((row["data"], row["arm"], row["against"], row["seeds"]) for row in means(rows)))
@@ -75,7 +79,7 @@ def _words(row: Row) -> str:
 
 
 def _markdown(lines: Sequence[Row]) -> str:
-    columns = list(lines[0])
+    columns = list(lines[0]) if lines else []
     cells = [[_cell(line[column]) for column in columns] for line in lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *cells])
 
@@ -88,8 +92,8 @@ def signs(rows: Sequence[Row], margin: float) -> list[str]:
     """For each data set and measure, which part of the paper's order held, by p-values adjusted over all of these questions (Holm).
 
     A difference holds if the whole interval and its adjusted p-value say so, and each of `LEAST_SEEDS` seeds at least; "random ~ no change"
-    if none is seen and both one-sided tests at the margin exclude one as large. What was not shown is said with the smallest gain that the
-    sample shows four times out of five.
+    if none is seen, both one-sided tests at the margin exclude one as large, and each of as many seeds stays within it. What was not shown
+    is said with the smallest gain that the sample shows four times out of five to the first of Holm's tests, the strictest.
     """
     found = {key_of(row): row for row in means(rows)}
     asked = [
@@ -102,7 +106,7 @@ def signs(rows: Sequence[Row], margin: float) -> list[str]:
     claims = np.array([row["p_equivalent" if name == EQUAL else "p_value"] for _, name, _, row in asked], dtype=np.float64)
     sentences = []
     for (kind, name, measure, row), p in zip(asked, holm(claims) if asked else [], strict=True):
-        words = _equal(row, float(p), margin) if name == EQUAL else _held(row, float(p), agreed=one_direction(row, rows))
+        words = _equal(row, float(p), rows, margin) if name == EQUAL else _held(row, float(p), len(asked), agreed=one_direction(row, rows))
         sentences.append(f"{kind}, {name}, by {MEASURES[measure].split(',')[0]}: {words}.")
     return sentences
 
@@ -132,20 +136,31 @@ def _beyond(row: Row) -> int:
     return scale.better if low > scale.neutral else -scale.better if high < scale.neutral else 0
 
 
-def _equal(row: Row, p: float, margin: float) -> str:
+def _equal(row: Row, p: float, rows: Sequence[Row], margin: float) -> str:
     within = f"{100 * margin:g} {'%' if row['metric'] == 'perplexity' else 'points'}"
     if _beyond(row) and float(str(row["p_value"])) < 1 - LEVEL:
         return f"not so, {_words(row)}"
-    return f"{'held' if p < 1 - LEVEL else 'not shown'} within {within}, {_words(row)}"
+    scale = SCALES["perplexity" if row["metric"] == "perplexity" else "accuracy"]
+    single = [float(str(each["effect"])) for each in singles(row, rows)]
+    near = len(single) >= LEAST_SEEDS and all(abs(effect - scale.neutral) < margin for effect in single)
+    return f"{'held' if near and p < 1 - LEVEL else 'not shown'} within {within}, {_words(row)}; single seeds {_range(row, single)}"
 
 
-def _held(row: Row, p: float, *, agreed: bool) -> str:
+def _range(row: Row, effects: Sequence[float]) -> str:
+    scale, digits = (100, 1) if row["metric"] == "accuracy" else (1, 4)
+    return f"{scale * min(effects):.{digits}f} to {scale * max(effects):.{digits}f} ({len(effects)})"
+
+
+def _held(row: Row, p: float, asked: int, *, agreed: bool) -> str:
     effect, side = _words(row), _beyond(row)
     if side and p < 1 - LEVEL:
         found = f"{'held' if side == 1 else 'the other way round'}, {effect}"
         return found if agreed else f"{found}, but not with every one of {LEAST_SEEDS} seeds or more"
-    unit, scale, digits = ("a ratio of", 1, 4) if row["metric"] == "perplexity" else ("a gain of", 100, 1)
-    return f"not shown, {effect}; {unit} {scale * float(str(row['detectable'])):.{digits}f} would have been"
+    single, family = (norm.ppf(1 - (1 - LEVEL) / (2 * tests)) + norm.ppf(POWER) for tests in (1, asked))
+    detectable = float(str(row["detectable"]))
+    if row["metric"] == "perplexity":
+        return f"not shown, {effect}; a ratio of {detectable ** (family / single):.4f} would have been"
+    return f"not shown, {effect}; a gain of {100 * detectable * family / single:.1f} would have been"
 
 
 def outcomes(folder: Path) -> list[Row]:
@@ -153,11 +168,13 @@ def outcomes(folder: Path) -> list[Row]:
     lines: list[Row] = []
     seen: dict[object, str] = {}
     for arm in HEAD_ARMS:
-        path = folder / "data" / "adapters" / arm / "calibration.json"
+        path = folder / "data" / "adapters" / arm / CALIBRATION
         if path.is_file():
             claims = read_json(path)
             spent: Any = claims["forward_equivalents"]
             counts = {name.replace("_", " "): claims[name] for name in CLAIMS}
+            least = read_table(path.parent / CURVE_FILE, CURVE).sort("scale").head(1)
+            counts["KL of a hundredth"] = least["kl"].item() if len(least) else None
             steps = read_table(path.parent / TARGETS_FILE, TARGETS, ["layer", "head", "alpha"])
             same = seen.setdefault(tuple(steps.rows()), arm)
             lines.append({"arm": arm, **counts, "forward equivalents": sum(spent.values()), "heads and steps": "" if same == arm else same})
@@ -172,13 +189,12 @@ def spectra(folder: Path) -> list[Row]:
         return []
     depth = int(np.max(changes["layer"].to_numpy())) + 1
     lines: list[Row] = []
-    for (third,), own in sorted(changes.group_by(pl.col("layer") * 3 // depth), key=lambda group: str(group[0])):
+    for _, own in sorted(changes.group_by(pl.col("layer") * 3 // depth), key=lambda group: str(group[0])):
         energies = [np.square(values) / np.square(values).sum() for values in map(np.asarray, own["singular_values"])]
         kept = {f"energy in {rank}": float(np.mean([energy[:rank].sum() for energy in energies])) for rank in (4, 8, 16, 32)}
         ends = own["layer"].to_numpy()
         effective = float(np.mean(own["effective_rank"].to_numpy()))
         lines.append({"layers": f"{ends.min()} to {ends.max()}", "heads": len(own), "effective rank": effective, **kept})
-        assert isinstance(third, int)
     return lines
 
 
@@ -197,7 +213,7 @@ def heads(folder: Path) -> list[Row]:
     correlation = read_json(folder / "data" / "profile" / "profile.json")["isal_caf_rank_correlation"]
     assert isinstance(correlation, dict)
     found: dict[str, object] = {
-        "nats an answer gained by the whole adapter": f"{whole['gain']:.5f} ({whole['low']:.5f} to {whole['high']:.5f})",
+        "nats an answer gained by the whole adapter": f"{whole['gain']:.5f}{_between(whole['low'], whole['high'])}",
         "sum of the gains of single heads": f"{total:.5f}",
         "heads whose interval excludes 0: better, worse": f"{_count(each, 'low', 1)}, {_count(each, 'high', -1)}{_by_chance(len(each))}",
     }
@@ -213,6 +229,10 @@ def heads(folder: Path) -> list[Row]:
 
 def _by_chance(number: int) -> str:
     return f" (of {number}; by chance {number * (1 - LEVEL) / 2:.1f} each)"
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" ({low:.5f} to {high:.5f})"
 
 
 def _count(gains: pl.DataFrame, bound: str, side: int) -> int:

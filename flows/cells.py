@@ -11,7 +11,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.environment import state
 from flows.graph import StageFailed
-from flows.nightly import arm_stages, check_arms
+from flows.nightly import arm_stages, check_arms, gain_stages
 from flows.parameters import Parameters
 from flows.pipeline import Pipeline, started
 from headwise.evaluation.compare import Comparison, compare, paired
@@ -66,7 +66,9 @@ def run_cell(name: str, parameters: Parameters, planned: Sequence[str], prepare:
         with started(name, parameters, planned) as pipeline:
             prepare(pipeline)
             base = read_answers(pipeline.workspace.folder / "data", BASE)
-            return {BASE: base, **{arm: _answers_or_reason(pipeline, parameters, arm, base) for arm in parameters.arms}}
+            found = {arm: _answers_or_reason(pipeline, parameters, arm, base) for arm in parameters.arms}
+            pipeline.attempt(gain_stages(parameters, [arm for arm, answers in found.items() if isinstance(answers, str)]))
+            return {BASE: base, **found}
     except (StageFailed, ValueError) as error:
         get_run_logger().error("%s: %s", name, error)
         return dict.fromkeys((BASE, *parameters.arms), str(error))
@@ -154,7 +156,7 @@ def as_markdown(rows: Sequence[Row], sentences: Sequence[str]) -> str:
     """The means over seeds as a table, with the range of the single seeds beside them, the sentences, and then the cells that failed."""
     columns = ("data", "arm", "against", "split", "metric", "before", "after", "effect", "95 % interval", "single seeds", "verdict")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    lines += [_markdown_line(mean, [row for row in rows if key_of(row) == key_of(mean) and row is not mean]) for mean in means(rows)]
+    lines += [_markdown_line(mean, singles(mean, rows)) for mean in means(rows)]
     failed = failures(rows)
     return "\n".join([*lines, "", NOTE, "", *sentences, *(["", "Cells that failed:", "", *failed] if failed else []), ""])
 
@@ -171,10 +173,14 @@ def means(rows: Sequence[Row]) -> list[Row]:
 
 def one_direction(mean: Row, rows: Sequence[Row]) -> bool:
     """Whether a comparison was made with at least `LEAST_SEEDS` seeds and came out on the same side of no change with every one."""
-    singles = [row for row in rows if row.get("seed") is not None and key_of(row) == key_of(mean)]
     neutral = 1.0 if mean["metric"] == "perplexity" else 0.0
-    above = {float(str(row["effect"])) > neutral for row in singles if float(str(row["effect"])) != neutral}
-    return len(singles) >= LEAST_SEEDS and len(above) == 1
+    effects = [float(str(row["effect"])) for row in singles(mean, rows)]
+    return len(effects) >= LEAST_SEEDS and len({effect > neutral for effect in effects if effect != neutral}) == 1
+
+
+def singles(mean: Row, rows: Sequence[Row]) -> list[Row]:
+    """The rows of single seeds that a mean is over."""
+    return [row for row in rows if row.get("seed") is not None and key_of(row) == key_of(mean)]
 
 
 def key_of(row: Row) -> tuple[object, ...]:

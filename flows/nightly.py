@@ -1,6 +1,6 @@
 """The nightly flow: from images to a promoted adapter."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +71,7 @@ def nightly(settings: Night = NIGHT) -> Result:
         run_shared(pipeline, settings)
         pipeline.run(arm_stages(candidate, settings))
         failed = {arm: reason for arm in controls if (reason := pipeline.attempt(arm_stages(arm, settings)))}
+        pipeline.attempt(gain_stages(settings, failed))
         return conclude(pipeline, settings, failed)
 
 
@@ -99,8 +100,12 @@ def scores_layers(parameters: Parameters) -> bool:
 def arm_stages(arm: str, parameters: Parameters) -> list[str]:
     """Select the arm's layers and train a LoRA on them, or profile the heads and calibrate them; evaluate the calibrated model."""
     calibration = ["profile", f"rah_lora@{arm}"] if arm in HEAD_ARMS else [f"selection@{arm}", f"calibration@{arm}"]
-    measured = [f"head_gains@{arm}"] if arm in parameters.measured else []
-    return [*calibration, *evaluation_stages(arm, parameters), *measured]
+    return [*calibration, *evaluation_stages(arm, parameters)]
+
+
+def gain_stages(parameters: Parameters, failed: Collection[str] = ()) -> list[str]:
+    """Measure what every calibrated head brings alone, of the arms that did not fail; nothing stands on it."""
+    return [f"head_gains@{arm}" for arm in parameters.measured if arm in parameters.arms and arm not in failed]
 
 
 def evaluation_stages(arm: str, parameters: Parameters) -> list[str]:
@@ -111,7 +116,8 @@ def evaluation_stages(arm: str, parameters: Parameters) -> list[str]:
 
 def night_stages(parameters: Parameters) -> list[str]:
     """Every stage of a night."""
-    return list(dict.fromkeys([*shared_stages(parameters), *(stage for arm in parameters.arms for stage in arm_stages(arm, parameters))]))
+    of_arms = (stage for arm in parameters.arms for stage in arm_stages(arm, parameters))
+    return list(dict.fromkeys([*shared_stages(parameters), *of_arms, *gain_stages(parameters)]))
 
 
 def compare_arms(folder: Path, before: str, after: str, settings: Statistics) -> list[Comparison]:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from headwise.arms import HEAD_ARMS, LAYER_ARMS, Arm
+from headwise.arms import HEAD_ARMS, LAYER_ARMS, Arm, HeadArm
 from headwise.benchmarks.benchmark import Source
 from headwise.benchmarks.registry import OWN, files_digest
 from headwise.calibration.rah_lora.settings import RahLora
@@ -102,7 +102,7 @@ class Parameters:
     benchmarks: Benchmarks = ()
     arms: Arms = ("top", "bottom")
     measured: Annotated[
-        tuple[Arm, ...], Field(description="The arms of RAH-LoRA of which is measured what every calibrated head brings alone")
+        tuple[HeadArm, ...], Field(description="Of which of these, arms of RAH-LoRA, is measured what every calibrated head brings alone")
     ] = ()
     shards: Shards = (0, 1)
 

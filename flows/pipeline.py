@@ -62,14 +62,16 @@ class Pipeline:
     def attempt(self, names: Sequence[str]) -> str | None:
         """Run stages that the rest can do without; returns the reason, where one failed.
 
-        What an earlier run left of them is put away then, so that nobody takes it for tonight's.
+        What an earlier run left of it and of those after it is put away then, so that nobody takes it for tonight's; those before it stay,
+        as others may stand on them.
         """
-        try:
-            self.run(names)
-        except StageFailed as error:
-            get_run_logger().error("%s: %s", self.workspace.name, error)
-            remove_leftovers(self.workspace.folder, read_lock(self.workspace.folder).keys() - set(names))
-            return str(error)
+        for place, name in enumerate(names):
+            try:
+                self.run([name])
+            except StageFailed as error:
+                get_run_logger().error("%s: %s", self.workspace.name, error)
+                remove_leftovers(self.workspace.folder, read_lock(self.workspace.folder).keys() - set(names[place:]))
+                return str(error)
         return None
 
     def _publish(self, run: StageRun) -> None:

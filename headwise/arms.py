@@ -21,16 +21,20 @@ HEAD_ARMS: Mapping[str, Mapping[str, object]] = {
     "rah-without-maps": {"rho": 0.0},
     "rah-without-weights": {"rho": 1.0},
     "rah-output-only": {"grouped": "output_only"},
+    "rah-aligned-weights": {"grouped": "aligned_weights"},
+    "rah-damped": {"learned": "nothing"},
     **{f"rah-rank-{rank or 'full'}": {"rank": rank} for rank in (4, 16, 32, 0)},
     **{f"rah-percentiles-{p_isal}-{p_caf}": {"p_isal": p_isal, "p_caf": p_caf} for p_isal, p_caf in PERCENTILES},
     "rah-middle-layers": {"layers": (0.375, 0.75)},
     "rah-upper-layers": {"layers": (0.5, 1.0)},
     "rah-all-layers": {"layers": (0.0, 1.0)},
-    **{f"rah-alpha-{alpha:.2f}": {"max_alpha": alpha} for alpha in (0.30, 0.60, 1.00)},
-    **{f"rah-greedy-{delta:.2f}": {"mode": "greedy", "delta": delta} for delta in (0.02, 0.05, 0.10)},
-    **{f"rah-far-{delta:.2f}": {"mode": "greedy", "delta": delta, "max_alpha": 1.0} for delta in (0.02, 0.05, 0.10)},
+    **{f"rah-alpha-{percent}": {"max_alpha": percent / 100} for percent in (30, 60, 100)},
+    **{f"rah-greedy-{percent}": {"mode": "greedy", "delta": percent / 100} for percent in (2, 5, 10)},
+    **{f"rah-far-{percent}": {"mode": "greedy", "delta": percent / 100, "max_alpha": 1.0} for percent in (2, 5, 10)},
 }
-"""RAH-LoRA, the paper's controls and ablations of it, and our own: what differs from the run's settings."""
+"""RAH-LoRA, the paper's controls and ablations of it, and our own: what differs from the run's settings. Numbers in names are ranks,
+percentiles, and hundredths of a step or of a nat; a dot would divide the name where parameters are looked up.
+"""
 
 ARMS = (*LAYER_ARMS, *HEAD_ARMS)
 
@@ -42,4 +46,12 @@ def known_arm(name: str) -> str:
     return name
 
 
+def known_head_arm(name: str) -> str:
+    """The name itself. Raises ValueError naming the arms of RAH-LoRA."""
+    if name not in HEAD_ARMS:
+        raise ValueError(f"{name!r} is no arm of RAH-LoRA: those are {', '.join(HEAD_ARMS)}")
+    return name
+
+
+HeadArm = Annotated[str, AfterValidator(known_head_arm), WithJsonSchema({"type": "string", "enum": list(HEAD_ARMS)})]
 Arm = Annotated[str, AfterValidator(known_arm), WithJsonSchema({"type": "string", "enum": list(ARMS)})]

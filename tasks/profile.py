@@ -7,7 +7,7 @@ from headwise.examples import INDEX, check_bad_share, read_examples, write_bad
 from headwise.files import new_folder, write_json, write_manifest
 from headwise.observation import Observation
 from headwise.profile.measure import profile_heads
-from headwise.profile.saliency import rank_correlation, top_overlap
+from headwise.profile.saliency import layer_z_scores, rank_correlation, top_overlap
 from headwise.profile.sample import draw_sample
 from headwise.profile.schema import PROFILE_FILE
 from headwise.profile.settings import Profile
@@ -39,7 +39,7 @@ def write_head_profile(images: Path, output: Path, observed: Observation, settin
         write_bad(found.bad, folder)
         profile = read_profile(folder)
         flows = {"absolute": profile.caf, "signed": profile.caf_signed}
-        correlations = {name: rank_correlation(flow, profile.isal) for name, flow in flows.items()}
+        correlations = {name: rank_correlation(layer_z_scores(flow), profile.isal) for name, flow in flows.items()}
         summary = {
             "questions": len(profile.sample),
             "forward_equivalents": found.forward_equivalents,

@@ -50,7 +50,6 @@ def _calibration(vlm: VLM, fit: RahFit, settings: RahLora, profiled: dict[str, o
     outcomes = {name: int((fit.targets["outcome"] == name).sum()) for name in ("accepted", "rolled back", "skipped")}
     tried = outcomes["accepted"] + outcomes["rolled back"]
     spent: Any = profiled["forward_equivalents"]
-    ranks = {"effective_rank": fit.targets["effective_rank"].mean()}
     return {
         "recipe": "rah_lora",
         "trimmed_at_each_end": int(settings.tau * settings.anchors),
@@ -58,7 +57,7 @@ def _calibration(vlm: VLM, fit: RahFit, settings: RahLora, profiled: dict[str, o
         **{name.replace(" ", "_"): number for name, number in outcomes.items()},
         "rollback_rate": outcomes["rolled back"] / tried if tried else None,
         "kl": fit.kl,
-        **{name: value for name, value in ranks.items() if value is not None},
+        **{name: fit.targets[name].mean() for name in ("effective_rank", "damping")},
         "forward_equivalents": {"profile": sum(spent.values()), "trust_region": fit.forward_equivalents},
         "layers": fit.targets.filter(pl.col("outcome") == "accepted")["layer"].unique().sort().to_list(),
         "parameters": parameter_count(folder),

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import polars as pl
@@ -13,6 +13,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
+from flows.ablations import ablations
 from flows.cells import Cell
 from flows.controls import run_seed
 from flows.nightly import Result, arm_stages, nightly, shared_stages
@@ -20,6 +21,7 @@ from flows.parameters import Night as Settings
 from flows.parameters import Parameters
 from flows.registry import registered_name
 from flows.tracking import open_client
+from headwise.arms import HEAD_ARMS
 from headwise.benchmarks.benchmark import Source
 from headwise.calibration.rah_lora.settings import RahLora
 from headwise.calibration.settings import Lora
@@ -201,6 +203,23 @@ def test_a_failed_cell_of_the_controls_is_a_cell_with_its_reason(night: Night) -
     cell = one_cell(impossible)
     assert isinstance(cell, dict) and isinstance(cell["base"], pl.DataFrame)
     assert all("k = 99 layers asked for, the model has 4" in str(cell[arm]) for arm in impossible.arms)
+
+
+@pytest.mark.slow
+def test_the_ablations_end_in_a_page_though_an_arm_fails(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it: both data sets, a greedy arm, shuffled and blank images, the adapter of the other data, what single heads bring."""
+    monkeypatch.setitem(HEAD_ARMS, "rah-random", {"rank": -1})  # pyright: ignore[reportArgumentType, reportIndexIssue]  a dict
+    settings = replace(night.parameters, benchmarks=(), arms=("rah", "rah-random", "rah-greedy-2"), measured=("rah",))
+    plain = Parameters(**{field.name: getattr(settings, field.name) for field in fields(Parameters)})
+    page = ablations(plain, data=("scenes", "photos"), seeds=(7,))
+    assert isinstance(page, Path)
+    text = page.read_text(encoding="utf-8")
+    lines = {tuple(line.split(" | ")[:3]) for line in text.splitlines() if line.startswith("| scenes") or line.startswith("| photos")}
+    others = ("rah on shuffled pairs", "rah on blank images", "rah of the other data")
+    assert {("| scenes", arm, "base") for arm in ("rah", "rah-greedy-2", *others)} <= lines
+    assert {("| photos", arm, "base") for arm in ("rah", "rah of the other data")} <= lines
+    assert "- scenes, rah-random, seed 7: " in text and "rank" in text and not [line for line in lines if line[1] == "rah-random"]
+    assert "scenes, single heads:" in text and "photos, single heads:" in text and "scenes, singular values:" in text
 
 
 @flow(persist_result=False)

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from headwise.arms import HEAD_ARMS
+from headwise.calibration.adapter import CALIBRATION
 from headwise.calibration.rah_lora.schema import CURVE, CURVE_FILE, TARGETS, TARGETS_FILE
 from headwise.files import read_json, read_table
 from headwise.profile.schema import PROFILE_FILE
@@ -85,7 +86,7 @@ def _pictures(profile: pl.DataFrame, targets: pl.DataFrame, adapter: Path, folde
 def _arms_table(adapters: Path, arms: list[str]) -> Table:
     rows = []
     for arm in arms:
-        claims = read_json(adapters / arm / "calibration.json")
+        claims = read_json(adapters / arm / CALIBRATION)
         spent: Any = claims["forward_equivalents"]
         rows.append((arm, *(number(claims[name]) for name in CLAIMS), number(float(sum(spent.values())))))
     names = tuple(name.replace("_", " ") for name in CLAIMS)

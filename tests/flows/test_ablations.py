@@ -1,19 +1,25 @@
 """The page of the ablations, from answers made up so that the effects are known."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import yaml
+from scipy.stats import norm
 
 from flows.ablations import EVERY, compared
 from flows.ablations_page import FULL, as_markdown, heads, outcomes, signs, spectra, turned
 from flows.cells import table_rows
-from headwise.arms import ARMS
-from headwise.calibration.rah_lora.schema import GAINS, TARGETS
+from headwise.calibration.rah_lora.schema import CURVE, GAINS, TARGETS
+from headwise.calibration.rah_lora.settings import RahLora
+from headwise.data import DataSource
 from headwise.evaluation.statistics import Statistics
 from headwise.evaluation.table import ANSWERS, BASE
 from headwise.files import frame_of, write_json, write_table
+from tasks.command import read_settings
 
 SETTINGS = Statistics(bootstrap=300, sign_flips=300)
 PAIRS = [(BASE, FULL), (BASE, "rah-random"), (BASE, "rah-inverse"), ("rah-without-caf", FULL), ("rah-random", "rah-without-caf")]
@@ -86,7 +92,12 @@ def test_the_page_has_a_line_for_every_pair_and_what_became_of_the_heads(rows, t
     write_cell(tmp_path)
     text = as_markdown([*rows, {"data": "scenes", "arm": "rah-rank-4", "seed": 1, "reason": "out of disk"}], {"scenes": tmp_path}, 0.02)
     assert text.count("\n| scenes | ") == len(PAIRS) and "- scenes, rah-rank-4, seed 1: out of disk" in text
-    assert outcomes(tmp_path)[0]["forward equivalents"] == 5.5 and "scenes, what became of the targets:" in text
+    (outcome,) = outcomes(tmp_path)
+    assert (
+        outcome["forward equivalents"] == 5.5
+        and outcome["KL of a hundredth"] == pytest.approx(1e-4)
+        and "scenes, what became of the targets:" in text
+    )
     (low, high) = spectra(tmp_path)
     assert (low["layers"], low["heads"], low["energy in 4"]) == ("0 to 0", 1, pytest.approx(1.0))
     assert (high["layers"], high["energy in 4"], high["energy in 8"]) == ("5 to 5", pytest.approx(0.5), pytest.approx(1.0))
@@ -107,7 +118,9 @@ def write_cell(folder: Path) -> None:
         {"layer": 5, "head": 0, "gap": 2.0, "outcome": "accepted", "singular_values": [1.0] * 8, "effective_rank": 8.0},
     ]
     write_table(frame_of(targets, TARGETS), folder / "data/adapters/rah/targets.parquet", TARGETS)
-    claims = {"targets": 2, "accepted": 2, "rolled_back": 0, "skipped": 0, "parameters": 9, "kl": 0.01}
+    claims = {"targets": 2, "accepted": 2, "rolled_back": 0, "skipped": 0, "damping": 0.8, "parameters": 9, "kl": 0.01}
+    curve = [{"scale": scale, "kl": 0.01 * scale} for scale in (1.0, 0.01)]
+    write_table(frame_of(curve, CURVE), folder / "data/adapters/rah/curve.parquet", CURVE)
     spent = {"forward_equivalents": {"profile": 2.0, "trust_region": 3.5}}
     write_json({**claims, **spent}, folder / "data/adapters/rah/calibration.json")
     gains = [(None, None, 0.05, 0.01), (0, 1, 0.03, 0.01), (5, 0, -0.01, -0.02)]
@@ -116,5 +129,46 @@ def write_cell(folder: Path) -> None:
     write_json({"isal_caf_rank_correlation": {"absolute": 0.5}}, folder / "data/profile/profile.json")
 
 
-def test_the_flow_compares_every_control_of_the_paper():
-    assert set(EVERY.arms) == {arm for arm in ARMS if arm.startswith("rah")} and len(EVERY.arms) > 25
+def test_targets_that_differ_from_seed_to_seed_are_not_called_no_change():
+    """Half of the seeds gain as much as the others lose: the mean is no change, and no seed is."""
+    gains = {1: 0.1, 2: -0.1, 3: 0.0}
+    cells = {seed: {BASE: answers(0.0, 0), "rah-random": answers(gain, seed)} for seed, gain in gains.items()}
+    found = said(table_rows("scenes", [(BASE, "rah-random")], cells, SETTINGS, compared))
+    assert "not shown within 2 %, " in found["scenes, random ~ no change", "their answers' perplexity"]
+    assert "; single seeds 0.9" in found["scenes, random ~ no change", "their answers' perplexity"]
+    one = said(table_rows("scenes", [(BASE, "rah-random")], {3: cells[3]}, SETTINGS, compared))
+    assert one["scenes, random ~ no change", "their answers' perplexity"].startswith("not shown within 2 %, ")
+
+
+def test_the_smallest_effect_that_would_have_been_shown_is_that_of_the_strictest_test(rows):
+    """A z-test of that effect, at the level that Holm's first of 15 tests has, rejects four times out of five."""
+    row = next(r for r in rows if (r["arm"], r["against"], r["metric"], r["seed"]) == ("rah-random", BASE, "accuracy", None))
+    swapped = [{**r, "arm": FULL} for r in rows if (r["arm"], r["against"]) == ("rah-random", BASE)]
+    (sentence,) = [found for key, found in said([*rows, *swapped]).items() if key == ("scenes, full > no change", "closed questions")]
+    error = float(str(row["detectable"])) / (1.959964 + 0.841621)
+    effect = float(sentence.rpartition("a gain of ")[2].split(" ")[0]) / 100
+    draws = np.random.default_rng(0).normal(effect, error, 200_000)
+    p = 2 * norm.sf(np.abs(draws) / error)
+    assert (p < 0.05 / 15).mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_where_every_cell_failed_the_page_is_their_reasons(tmp_path: Path):
+    rows = [{"data": "scenes", "arm": arm, "seed": 1, "seeds": 0, "against": BASE, "reason": "no disk"} for arm in (FULL, "rah-random")]
+    text = as_markdown(rows, {"scenes": tmp_path}, 0.02)
+    assert "- scenes, rah, seed 1: no disk\n- scenes, rah-random, seed 1: no disk" in text
+
+
+def test_the_flow_compares_every_control_of_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each as its step reads it from params.yaml."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(replace(EVERY, images=DataSource()).as_params()))
+    read = {arm: replace(RahLora(), **read_settings(f"head_changes.{arm}", dict[str, Any])) for arm in EVERY.arms}
+    assert read[FULL] == RahLora()
+    asked = [
+        *({"rank": rank} for rank in (4, 16, 32, 0)),
+        *({"p_isal": isal, "p_caf": caf} for isal in (10.0, 15.0, 20.0) for caf in (60.0, 70.0, 80.0)),
+        *({"caf": "none"}, {"caf": "signed"}, {"targets": "random"}, {"targets": "high"}, {"anchors": 1}),
+        *({"rho": 0.0}, {"rho": 1.0}, {"layers": (0.375, 0.75)}, {"layers": (0.5, 1.0)}, {"layers": (0.0, 1.0)}),
+        *({"mode": "greedy", "delta": delta} for delta in (0.02, 0.05, 0.10)),
+    ]
+    assert all(replace(RahLora(), **changes) in read.values() for changes in asked) and len(set(read.values())) == len(read)

@@ -45,12 +45,14 @@ def two_stages(folder: Path) -> dict[str, str]:
 
 
 @flow(persist_result=False)
-def a_failing_attempt() -> tuple[str | None, str | None, bool]:
+def a_failing_attempt() -> tuple[str | None, bool, str | None, bool]:
     with open_workspace("one", CONTENT) as workspace, recorded(open_client(), "one", {}) as record:
         pipeline = Pipeline(workspace, record, print, frozenset())
         done = pipeline.attempt(STAGES)
+        failed = pipeline.attempt([*STAGES, "failing"])
+        kept = failed is not None and (workspace.folder / "data/evaluations/top").exists()
         (workspace.folder / "source.txt").unlink()
-        return done, pipeline.attempt(STAGES), (workspace.folder / "data/evaluations/top").exists()
+        return done, kept, pipeline.attempt(STAGES), (workspace.folder / "data/evaluations/top").exists()
 
 
 def test_a_stages_lines_reach_the_runs_log_and_its_failure_is_one_sentence(project: Path) -> None:
@@ -96,8 +98,8 @@ def test_the_second_run_of_a_workspace_asks_dvc_once_and_recomputes_nothing(proj
 
 
 def test_a_stage_that_the_rest_can_do_without_leaves_its_reason_and_no_old_outputs(project: Path) -> None:
-    done, reason, left = a_failing_attempt()
-    assert done is None and reason is not None and "source.txt" in reason and not left
+    done, kept, reason, left = a_failing_attempt()
+    assert done is None and kept and reason is not None and "source.txt" in reason and not left
 
 
 SLEEP = """

@@ -13,6 +13,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from headwise.calibration.adapter import weights_digest
+from headwise.calibration.rah_lora.moments import Moments
 from headwise.calibration.rah_lora.projections import Projections
 from headwise.calibration.rah_lora.schema import TARGETS
 from headwise.calibration.rah_lora.settings import RahLora
@@ -69,9 +70,10 @@ def fit_rah_lora(
     first = projections.module(lowest, "o_proj")
     targets = choose_targets(HeadScores(profile.isal, _flow(profile, settings)), settings)
     found = {target: _anchors(projections, target, targets, profile, settings) for target in targets}
-    units = transfers(projections, {target: anchors for target, anchors in found.items() if anchors}, settings)
+    anchored = {target: anchors for target, anchors in found.items() if anchors}
     chunks = -(-len(profile.sample) // batch_size)
-    starts = sorted({unit.layer for unit in units})  # of one step for all only the lowest is run from
+    starts = sorted({layer for layer, _ in anchored})  # of one step for all only the lowest is run from
+    moments = Moments(projections, starts)
 
     def flow(unit: Transfer) -> float:
         return max(float(profile.caf[head]) for head in unit.heads)
@@ -79,7 +81,8 @@ def fit_rah_lora(
     with frozen(vlm.base):
         batches = calibration_batches(vlm, folder, profile.sample, batch_size)
         kept_layers = starts[:1] if settings.mode == "joint" else starts
-        region = TrustRegion(vlm, batches, kept_layers, lambda read: progress(read, chunks))
+        region = TrustRegion(vlm, batches, kept_layers, moments.reading, lambda read: progress(read, chunks))
+        units = transfers(projections, anchored, moments, settings)
         outcomes, trials = search(region, units, flow, settings, progress)
         accepted = [outcome for outcome in outcomes if outcome.alpha]
         kept = stacked([scaled(outcome.transfer.update, outcome.alpha) for outcome in accepted])
@@ -163,6 +166,7 @@ def _outcome(head: Head, outcome: Outcome) -> dict[str, object]:
         "reason": None if outcome.alpha else ABOVE_DELTA,
         "singular_values": values.tolist(),
         "effective_rank": effective_rank(values),
+        "damping": outcome.transfer.damping[head],
         "projections": sorted({path.rpartition(".")[2] for path in outcome.transfer.update}),
         "alpha": outcome.alpha,
         "kl_before": outcome.kl_before,

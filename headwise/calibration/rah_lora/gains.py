@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -20,6 +21,7 @@ from headwise.calibration.rah_lora.updates import Factors, Update
 from headwise.checkpoints import frozen
 from headwise.evaluation.paired import bootstrap_interval, cluster_sums
 from headwise.evaluation.statistics import Statistics
+from headwise.examples import BadExample, Example
 from headwise.files import frame_of, read_table
 from headwise.likelihood import answer_targets, open_referenced
 from headwise.profile.sample import Question
@@ -37,32 +39,48 @@ def head_gains(
     batch_size: int,
     settings: Statistics,
     progress: Callable[[int, int], object],
-) -> pl.DataFrame:
-    """The rows of gains.parquet: the whole adapter, and each accepted head with its own part of it alone.
+) -> tuple[pl.DataFrame, dict[str, str]]:
+    """The rows of gains.parquet: the whole adapter, and each accepted head with its own part of it alone; and why examples are left out.
 
-    A gain is the mean over the questions of the nats that the reference answer loses, with its 95 % interval over images. folder: of the
-    images. Raises BadExample if an image cannot be opened.
+    A gain is the mean over the questions of the nats that the reference answer loses, with its 95 % interval over images (none of a single
+    one). folder: of the images. Raises ValueError if no example can be used.
     """
     update, projections = read_update(adapter, vlm.device), Projections(vlm)
     targets = read_table(adapter / TARGETS_FILE, TARGETS).filter(pl.col("outcome") == "accepted")
     heads = [(int(row["layer"]), int(row["head"])) for row in targets.iter_rows(named=True)]
     parts: Mapping[Head | None, Update] = {None: update, **{head: part_of(update, head, projections) for head in heads}}
     starts = {None: min((layer for layer, _ in heads), default=0), **{head: head[0] for head in heads}}
-    ordered = sorted(questions, key=lambda one: len(one.example.question) + len(one.example.answers[0]))
+    examples = sorted((one.example for one in questions), key=lambda one: sum(map(len, (one.question, *one.answers[:1]))))
     won: dict[Head | None, list[np.ndarray]] = {head: [] for head in parts}
-    for done, batch in enumerate(range(0, len(ordered), batch_size)):
-        chosen = [one.example for one in ordered[batch : batch + batch_size]]
-        asked = [example.question for example in chosen], [example.answers[0] for example in chosen]
-        encoded = encode(vlm, [open_referenced(folder, example) for example in chosen], *asked)
+    images, bad = list[str | None](), dict[str, str]()
+    for start in range(0, len(examples), batch_size):
+        progress(start, len(examples))
+        opened = list(_opened(folder, examples[start : start + batch_size], bad))
+        if not opened:
+            continue
+        pictures, chosen = zip(*opened, strict=True)
+        images += [example.image for example in chosen]
+        encoded = encode(vlm, pictures, [example.question for example in chosen], [example.answers[0] for example in chosen])
         labels = encoded.inputs["input_ids"][answer_targets(encoded)]
         with frozen(vlm.base):
             replay = Replay(vlm, encoded, sorted(set(starts.values())))
             before = _nats(replay.logits, labels, replay.examples)
             for head, part in parts.items():
                 won[head].append(before - _nats(replay.changed(part, starts[head]), labels, replay.examples))
-        progress(done + 1, -(-len(ordered) // batch_size))
-    images = np.array([one.example.image for one in ordered])
-    return frame_of([_row(head, np.concatenate(values), images, settings) for head, values in won.items()], GAINS)
+    progress(len(examples), len(examples))
+    if not images:
+        raise ValueError(f"{folder}: none of {len(examples)} examples can be used, the first: {next(iter(bad.values()), 'there is none')}")
+    rows = [_row(head, np.concatenate(values), np.array(images), settings) for head, values in won.items()]
+    return frame_of(rows, GAINS), bad
+
+
+def _opened(folder: Path, examples: Sequence[Example], bad: dict[str, str]) -> Iterator[tuple[Image.Image | None, Example]]:
+    """The usable examples with their images; the others are added to `bad`."""
+    for example in examples:
+        try:
+            yield open_referenced(folder, example), example
+        except BadExample as error:
+            bad[example.id] = str(error)
 
 
 def read_update(adapter: Path, device: torch.device) -> Update:
@@ -90,7 +108,9 @@ def _nats(logits: Float[Tensor, "target vocabulary"], labels: Tensor, examples: 
 
 
 def _row(head: Head | None, gains: Float[np.ndarray, " example"], images: np.ndarray, settings: Statistics) -> dict[str, object]:
-    sums = cluster_sums(gains, np.ones_like(gains), images)
-    low, high = bootstrap_interval(sums, settings.bootstrap, settings.seed)
     layer, number = head or (None, None)
-    return {"layer": layer, "head": number, "gain": sums.effect, "low": low, "high": high, "examples": len(gains)}
+    row: dict[str, object] = {"layer": layer, "head": number, "gain": float(gains.mean()), "examples": len(gains)}
+    if len(set(images)) > 1:
+        sums = cluster_sums(gains, np.ones_like(gains), images)
+        row["low"], row["high"] = bootstrap_interval(sums, settings.bootstrap, settings.seed)
+    return row

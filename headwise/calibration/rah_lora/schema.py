@@ -17,6 +17,7 @@ TARGETS = pa.schema(
         ("anchors", pa.list_(ANCHOR)),
         ("singular_values", pa.list_(pa.float64())),
         ("effective_rank", pa.float64()),
+        ("damping", pa.float64()),
         ("projections", pa.list_(pa.string())),
         ("alpha", pa.float64()),
         ("kl_before", pa.float64()),
@@ -24,8 +25,9 @@ TARGETS = pa.schema(
     ]
 )
 """targets.parquet: one row per target, sorted. `gap`: z(CAF) - z(I-SAL), each within the layer. `outcome`: accepted, rolled back or
-skipped, and the `reason` of the last two. `singular_values`: of the whole change of its output projection at step size 1. `kl_before` and
-`kl_after`: the divergence with all that was accepted before it was tried, and after; null where it was not tried."""
+skipped, and the `reason` of the last two. `singular_values`: of the whole change of its output projection at step size 1; `damping`: the
+cosine of that change with `-W`, 1 where the head is only turned down. `kl_before` and `kl_after`: the divergence with all that was accepted
+before it was tried, and after; null where it was not tried."""
 
 TRIALS = pa.schema([("layer", pa.int16()), ("head", pa.int16()), ("alpha", pa.float64()), ("kl", pa.float64()), ("accepted", pa.bool_())])
 """trials.parquet: the step sizes in the order they were tried, and the divergence of each; no head where it was all targets at once."""

@@ -30,10 +30,18 @@ class RahLora:
     tau: Annotated[float, Field(ge=0, lt=0.5, description="share of the anchors trimmed at each end of the mean")] = 0.1
     rank: Annotated[int, Field(ge=0, le=1024, description="singular values that are kept of a head's change; 0: all of them")] = 8
     grouped: Annotated[
-        Literal["aligned", "output_only"],
-        Field(description="how an output projection is taken over where heads share values: in the target's value basis, or as it is"),
+        Literal["aligned", "aligned_weights", "output_only"],
+        Field(
+            description="how an output projection is taken over by a part of the heads that share values: in the target's value basis on "
+            "what the layer reads, on all inputs alike, or as it is"
+        ),
     ] = "aligned"
-    queries_and_keys: Annotated[bool, Field(description="change the query and key projections too")] = False
+    learned: Annotated[
+        Literal["anchors", "nothing"], Field(description="what targets take over; nothing: they are only turned down (a control)")
+    ] = "anchors"
+    queries_and_keys: Annotated[
+        bool, Field(description="change the query and key projections too, where all heads that share values are targets")
+    ] = False
     mode: Annotated[
         Literal["joint", "greedy"], Field(description="one step size for all targets, or one for each, one after the other")
     ] = "joint"

@@ -11,10 +11,14 @@ from scipy.stats import trim_mean
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from headwise.calibration.rah_lora.moments import Moments
 from headwise.calibration.rah_lora.projections import SHARED, Projection, Projections
 from headwise.calibration.rah_lora.settings import RahLora
 from headwise.calibration.rah_lora.targets import Head
 from headwise.calibration.rah_lora.updates import Factors, Update, stacked
+
+UNREAD = 1e-5
+"""Directions of the values with less than this share of the strongest one's energy are left out: sums in fp32 do not know them."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,13 @@ class Anchor:
 class Transfer:
     """What calibrating one target would change at step size 1; where a group shares its values, one target is the whole group.
 
-    singular_values: of the heads' changes of the output projection, in full, before the rank was cut.
+    singular_values: of the heads' changes of the output projection, in full, before the rank was cut. damping: the cosine of that change
+    with less of the same, `-W`: 1 where the head is only turned down, 0.71 where it becomes another as strong that has nothing of it.
     """
 
     heads: tuple[Head, ...]
     singular_values: Mapping[Head, Float[np.ndarray, " rank"]]
+    damping: Mapping[Head, float]
     update: Update
 
     @property
@@ -68,8 +74,9 @@ def _cosine(projections: Projections, one: Head, other: Head, name: Projection) 
     return float(cosine_similarity(first, second, dim=0))
 
 
-def transfers(projections: Projections, found: Mapping[Head, Sequence[Anchor]], settings: RahLora) -> list[Transfer]:
-    """Every target with its anchors as a change of weights. found: the targets that have anchors, with the k most alike.
+def transfers(projections: Projections, found: Mapping[Head, Sequence[Anchor]], moments: Moments, settings: RahLora) -> list[Transfer]:
+    """Every target with its anchors as a change of weights. found: the targets that have anchors, with the k most alike. moments: of what
+    the values of their layers read.
 
     Values and keys belong to a whole group of query heads, so they change only where all of it is targets, and then these are one.
     """
@@ -79,33 +86,38 @@ def transfers(projections: Projections, found: Mapping[Head, Sequence[Anchor]], 
     units = [
         unit for heads in groups.values() for unit in ([tuple(heads)] if len(heads) == projections.group else [(head,) for head in heads])
     ]
-    return [_transfer(projections, unit, {head: tuple(found[head]) for head in unit}, settings) for unit in units]
+    return [_transfer(projections, unit, {head: tuple(found[head]) for head in unit}, moments, settings) for unit in units]
 
 
-def _transfer(projections: Projections, heads: tuple[Head, ...], anchors: Mapping[Head, tuple[Anchor, ...]], settings: RahLora) -> Transfer:
-    parts, values = list[Update](), dict[Head, np.ndarray]()
-    for head, name, change in _changes(projections, heads, anchors, settings):
+def _transfer(
+    projections: Projections, heads: tuple[Head, ...], anchors: Mapping[Head, tuple[Anchor, ...]], moments: Moments, settings: RahLora
+) -> Transfer:
+    parts, values, damping = list[Update](), dict[Head, np.ndarray](), dict[Head, float]()
+    for head, name, change in _changes(projections, heads, anchors, moments, settings):
         factors, singular = low_rank(change, settings.rank)
         parts.append({projections.path(head[0], name): projections.placed(head, name, factors)})
         if name == "o_proj":
             values[head] = singular
-    return Transfer(heads, values, stacked(parts))
+            damping[head] = float(cosine_similarity(change.flatten(), -projections.weight(head, name).flatten(), dim=0))
+    return Transfer(heads, values, damping, stacked(parts))
 
 
 def _changes(
-    projections: Projections, heads: tuple[Head, ...], anchors: Mapping[Head, tuple[Anchor, ...]], settings: RahLora
+    projections: Projections, heads: tuple[Head, ...], anchors: Mapping[Head, tuple[Anchor, ...]], moments: Moments, settings: RahLora
 ) -> Iterator[tuple[Head, Projection, Float[Tensor, "out in"]]]:
     """`W_RAH - W` of every projection that changes; of a part of a group only the outputs do."""
     if len(heads) < projections.group:
         for head in heads:
-            yield head, "o_proj", _change(projections, head, "o_proj", [a.head for a in anchors[head]], settings, own_basis=True)
+            learned = _outputs(projections, head, [anchor.head for anchor in anchors[head]], moments, settings)
+            yield head, "o_proj", _mean(learned, settings) - projections.weight(head, "o_proj")
         return
     names: tuple[Projection, ...] = ("q_proj", "k_proj", "v_proj", "o_proj") if settings.queries_and_keys else ("v_proj", "o_proj")
     for name in names:
         for head in heads[:1] if name in SHARED else heads:
             whose = heads if name in SHARED else (head,)
-            models = {_owner(projections, a.head, name): a.head for h in whose for a in anchors[h]}
-            yield head, name, _change(projections, head, name, list(models.values()), settings, own_basis=False)
+            models = {_owner(projections, a.head, name): a.head for h in whose for a in anchors[h]}  # taken over as they are
+            learned = [projections.weight(model, name) for model in models.values()]
+            yield head, name, _mean(learned, settings) - projections.weight(head, name)
 
 
 def _owner(projections: Projections, head: Head, name: Projection) -> Head:
@@ -113,38 +125,41 @@ def _owner(projections: Projections, head: Head, name: Projection) -> Head:
     return (head[0], head[1] // projections.group) if name in SHARED else head
 
 
-def _change(
-    projections: Projections, head: Head, name: Projection, models: Sequence[Head], settings: RahLora, *, own_basis: bool
-) -> Float[Tensor, "out in"]:
-    """What the trimmed mean of other heads' weights differs by from the head's.
-
-    own_basis: the head keeps its values, so that others' outputs are written in their basis first, unless `grouped` says not to. Where
-    values change with the outputs both are taken over as they are. Biases stay as they are.
-    """
-    if own_basis and settings.grouped == "aligned":
-        own = projections.values(head)
-        learned = [aligned(projections.weight(model, name), projections.values(model), own) for model in models]
-    else:
-        learned = [projections.weight(model, name) for model in models]
-    return _mean(learned, settings.tau) - projections.weight(head, name)
+def _outputs(
+    projections: Projections, head: Head, models: Sequence[Head], moments: Moments, settings: RahLora
+) -> list[Float[Tensor, "out in"]]:
+    """The anchors' output projections for a head that keeps its values: written in their basis, unless `grouped` says not to."""
+    if settings.grouped == "output_only":
+        return [projections.weight(model, "o_proj") for model in models]
+    own = projections.values(head)
+    read = moments.of(head[0]) if settings.grouped == "aligned" else torch.eye(own.shape[1], device=own.device)
+    return [aligned(projections.weight(model, "o_proj"), projections.values(model), own, read) for model in models]
 
 
 def aligned(
-    output: Float[Tensor, "model width"], value: Float[Tensor, "width in"], own_value: Float[Tensor, "width in"]
+    output: Float[Tensor, "model width"],
+    value: Float[Tensor, "width in"],
+    own_value: Float[Tensor, "width in"],
+    read: Float[Tensor, "in in"],
 ) -> Float[Tensor, "model width"]:
-    """The output projection X that makes of the target's own values what the anchor makes of its: least squares of `X V_own = O V`.
+    """The output projection X that makes of the target's own values what the anchor makes of its: least squares of `(X V_own - O V) x`
+    over the inputs x whose second moments `read` are; of all inputs alike where that is the identity.
 
     An output projection alone is written in the basis of the head's own values and means nothing on those of another head.
     """
     if torch.equal(value, own_value):
         return output
-    basis = value.double() @ torch.linalg.pinv(own_value.double())  # also of values that do not have full rank
+    own, read = own_value.double(), read.double()
+    basis = value.double() @ read @ own.T @ torch.linalg.pinv(own @ read @ own.T, rtol=UNREAD, hermitian=True)
     return (output.double() @ basis).float()
 
 
-def _mean(weights: Sequence[Float[Tensor, "out in"]], tau: float) -> Float[Tensor, "out in"]:
-    """Entry by entry, without floor(tau k) of the k at each end; with three anchors and tau = 0.1 nothing is dropped."""
-    return torch.from_numpy(np.asarray(trim_mean(torch.stack(list(weights)).cpu().numpy(), tau, axis=0))).to(weights[0])
+def _mean(weights: Sequence[Float[Tensor, "out in"]], settings: RahLora) -> Float[Tensor, "out in"]:
+    """Entry by entry, without floor(tau k) of the k at each end: with three anchors and tau = 0.1 nothing is dropped. 0 for the control
+    that learns nothing.
+    """
+    found = torch.from_numpy(np.asarray(trim_mean(torch.stack(list(weights)).cpu().numpy(), settings.tau, axis=0))).to(weights[0])
+    return found if settings.learned == "anchors" else torch.zeros_like(found)
 
 
 def low_rank(change: Float[Tensor, "out in"], rank: int) -> tuple[Factors, Float[np.ndarray, " value"]]:

@@ -1,6 +1,7 @@
 """How far RAH-LoRA goes: the divergence from the uncalibrated model, and the search for the step size that it allows."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import polars as pl
@@ -16,7 +17,8 @@ from headwise.calibration.rah_lora.updates import Update, scaled, stacked
 from headwise.files import frame_of
 from headwise.vlm import VLM, Batch
 
-CURVE_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
+CURVE_SCALES = (0.01, 0.25, 0.5, 1.0, 2.0, 4.0)
+"""A hundredth of a change moves nothing but the rounding: the divergence there is what a coarse number type makes of any change at all."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,24 @@ class Outcome:
 class TrustRegion:
     """The calibration set, run once, and what a change makes of it; `forward_equivalents` counts the passes over it so far."""
 
-    def __init__(self, vlm: VLM, batches: Iterable[Batch], layers: Collection[int], read: Callable[[int], object]) -> None:
-        """Run every batch and keep the streams where a layer of these begins, and the first batch as `probe`. `read` hears how many are
-        read.
+    def __init__(
+        self,
+        vlm: VLM,
+        batches: Iterable[Batch],
+        layers: Collection[int],
+        reading: Callable[[Batch], AbstractContextManager[object]],
+        read: Callable[[int], object],
+    ) -> None:
+        """Run every batch, inside the block that `reading` gives for it, and keep the streams where a layer of these begins, and the first
+        batch as `probe`. `read` hears how many are read.
         """
         self._num_layers = vlm.num_layers
         self._replays = list[Replay]()
         for batch in batches:
             if not self._replays:
                 self.probe = batch
-            self._replays.append(Replay(vlm, batch, layers))
+            with reading(batch):
+                self._replays.append(Replay(vlm, batch, layers))
             read(len(self._replays))
         self.forward_equivalents = 1.0
 

@@ -39,7 +39,8 @@ def test_a_heads_gain_is_the_nats_that_its_own_edit_saves(num_kv_heads, tmp_path
     adapter.mkdir()
     write_adapter(fit.config, fit.weights, "some/model", adapter)
     write_table(fit.targets, adapter / "targets.parquet", TARGETS)
-    found = head_gains(vlm, images, adapter, questions, 4, Statistics(bootstrap=200), nothing)
+    found, bad = head_gains(vlm, images, adapter, questions, 4, Statistics(bootstrap=200), nothing)
+    assert not bad
     update, projections = read_update(adapter, vlm.device), Projections(vlm)
     for row in found.iter_rows(named=True):
         part = update if row["layer"] is None else part_of(update, (row["layer"], row["head"]), projections)
@@ -50,6 +51,16 @@ def test_a_heads_gain_is_the_nats_that_its_own_edit_saves(num_kv_heads, tmp_path
             saved = [nats(vlm, images, one.example) - nats(edited, images, one.example) for one in questions]
         assert row["gain"] == pytest.approx(sum(saved) / len(saved), abs=1e-4)
     assert len(found) == (fit.targets["outcome"] == "accepted").sum() + 1 > 3
+
+    lost = read_examples(images)[0]
+    (images / str(lost.image)).unlink()
+    fewer, bad = head_gains(vlm, images, adapter, questions, 4, Statistics(bootstrap=200), nothing)
+    gone = {one.example.id for one in questions if one.example.image == lost.image}
+    assert set(bad) == gone and set(fewer["examples"]) == {len(questions) - len(gone)} and gone
+    (single, *_), _ = head_gains(vlm, images, adapter, questions[-1:], 4, Statistics(bootstrap=200), nothing)[0].rows(named=True), None
+    assert single["low"] is None and single["high"] is None and single["examples"] == 1
+    with pytest.raises(ValueError, match=r"none of \d examples can be used, the first: .*cannot be read"):
+        head_gains(vlm, images, adapter, [one for one in questions if one.example.id in gone], 4, Statistics(bootstrap=200), nothing)
 
 
 def nats(vlm, images, example) -> float:
