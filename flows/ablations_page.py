@@ -11,7 +11,7 @@ from scipy.stats import norm
 from flows.cells import LEAST_SEEDS, NOTE, Pair, Row, failures, key_of, means, one_direction, singles
 from headwise.arms import HEAD_ARMS
 from headwise.calibration.adapter import CALIBRATION
-from headwise.calibration.rah_lora.schema import CURVE, CURVE_FILE, GAINS, GAINS_FILE, TARGETS, TARGETS_FILE
+from headwise.calibration.rah_lora.schema import CURVE, CURVE_FILE, GAINS, GAINS_FILE, NEGLIGIBLE, TARGETS, TARGETS_FILE
 from headwise.evaluation.compare import SCALES
 from headwise.evaluation.paired import POWER, holm
 from headwise.evaluation.table import BASE
@@ -173,7 +173,7 @@ def outcomes(folder: Path) -> list[Row]:
             claims = read_json(path)
             spent: Any = claims["forward_equivalents"]
             counts = {name.replace("_", " "): claims[name] for name in CLAIMS}
-            least = read_table(path.parent / CURVE_FILE, CURVE).sort("scale").head(1)
+            least = read_table(path.parent / CURVE_FILE, CURVE).filter(pl.col("scale") == NEGLIGIBLE)
             counts["KL of a hundredth"] = least["kl"].item() if len(least) else None
             steps = read_table(path.parent / TARGETS_FILE, TARGETS, ["layer", "head", "alpha"])
             same = seen.setdefault(tuple(steps.rows()), arm)

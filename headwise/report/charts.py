@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from headwise.calibration.rah_lora.schema import NEGLIGIBLE
 from headwise.report.themes import LIGHT, Theme
 
 NAMES = {
@@ -131,9 +132,12 @@ def saliency_scatter(heads: pl.DataFrame, targets: Collection[tuple[int, int]], 
 
 
 def divergence_line(curve: pl.DataFrame, delta: float, out: Path, theme: Theme = LIGHT) -> Path:
-    """Draw how the divergence grows with the step size around the accepted one, and where the trust region ends."""
+    """Draw how the divergence grows with the step size around the accepted one, where the trust region ends, and what is rounding."""
     figure, axes = _plot_figure(theme)
-    axes.plot(curve["scale"], curve["kl"], color=theme.third, linewidth=1.4, marker="o", markersize=4)
+    drawn, floor = curve.filter(pl.col("scale") > NEGLIGIBLE), curve.filter(pl.col("scale") == NEGLIGIBLE)
+    axes.plot(drawn["scale"], drawn["kl"], color=theme.third, linewidth=1.4, marker="o", markersize=4)
+    for least in floor["kl"]:
+        axes.axhline(least, color=theme.muted, linewidth=1, linestyle=":", label="a hundredth of it: rounding")
     own = curve.filter(pl.col("scale") == 1)
     axes.plot(own["scale"], own["kl"], color=theme.chosen, marker="o", markersize=7, linestyle="", label="accepted")
     axes.axhline(delta, color=theme.muted, linewidth=1, linestyle="--", label="delta")

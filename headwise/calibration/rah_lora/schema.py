@@ -35,6 +35,9 @@ TRIALS = pa.schema([("layer", pa.int16()), ("head", pa.int16()), ("alpha", pa.fl
 CURVE = pa.schema([("scale", pa.float64()), ("kl", pa.float64())])
 """curve.parquet: the divergence of the accepted change times each scale, 1 the change itself; no row where nothing was accepted."""
 
+NEGLIGIBLE = 0.01
+"""The least scale: the divergence there is what a coarse number type makes of any change at all."""
+
 GAINS = pa.schema(
     [
         ("layer", pa.int16()),

@@ -10,15 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headwise.calibration.rah_lora.replay import Replay
-from headwise.calibration.rah_lora.schema import CURVE, TRIALS
+from headwise.calibration.rah_lora.schema import CURVE, NEGLIGIBLE, TRIALS
 from headwise.calibration.rah_lora.settings import RahLora
 from headwise.calibration.rah_lora.transfer import Transfer
 from headwise.calibration.rah_lora.updates import Update, scaled, stacked
 from headwise.files import frame_of
 from headwise.vlm import VLM, Batch
 
-CURVE_SCALES = (0.01, 0.25, 0.5, 1.0, 2.0, 4.0)
-"""A hundredth of a change moves nothing but the rounding: the divergence there is what a coarse number type makes of any change at all."""
+CURVE_SCALES = (NEGLIGIBLE, 0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
