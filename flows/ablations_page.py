@@ -10,8 +10,8 @@ from scipy.stats import norm
 
 from flows.cells import LEAST_SEEDS, NOTE, Pair, Row, failures, key_of, means, one_direction, singles
 from headwise.arms import HEAD_ARMS
-from headwise.calibration.adapter import CALIBRATION
 from headwise.calibration.rah_lora.schema import CURVE, CURVE_FILE, GAINS, GAINS_FILE, NEGLIGIBLE, TARGETS, TARGETS_FILE
+from headwise.calibration.settings import CALIBRATION
 from headwise.evaluation.compare import SCALES
 from headwise.evaluation.paired import POWER, holm
 from headwise.evaluation.table import BASE

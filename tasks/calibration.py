@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
-from headwise.calibration.adapter import CALIBRATION, adapter_digest, parameter_count, prove_adapter, write_adapter
+from headwise.calibration.adapter import adapter_digest, parameter_count, prove_adapter, write_adapter
 from headwise.calibration.lora import LOSSES, LoraFit, fit_lora
-from headwise.calibration.settings import Lora, training_examples
+from headwise.calibration.settings import CALIBRATION, Lora, training_examples
 from headwise.examples import INDEX, read_examples, write_bad
 from headwise.files import new_folder, write_json, write_manifest, write_table
 from headwise.observation import Observation

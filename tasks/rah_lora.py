@@ -8,10 +8,11 @@ from typing import Any
 
 import polars as pl
 
-from headwise.calibration.adapter import CALIBRATION, adapter_digest, parameter_count, prove_adapter, write_adapter
+from headwise.calibration.adapter import adapter_digest, parameter_count, prove_adapter, write_adapter
 from headwise.calibration.rah_lora.fit import RahFit, fit_rah_lora
 from headwise.calibration.rah_lora.schema import CURVE, CURVE_FILE, TARGETS, TARGETS_FILE, TRIALS, TRIALS_FILE
 from headwise.calibration.rah_lora.settings import RahLora
+from headwise.calibration.settings import CALIBRATION
 from headwise.examples import INDEX
 from headwise.files import MANIFEST, new_folder, read_json, write_json, write_manifest, write_table
 from headwise.observation import Observation

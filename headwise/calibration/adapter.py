@@ -17,12 +17,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from headwise.calibration.settings import CALIBRATION
 from headwise.checkpoints import restored_flags
 from headwise.files import new_folder, read_json, sha256_file, write_json
 from headwise.likelihood import answer_logits
 from headwise.vlm import VLM, Batch, adapt, load_vlm, with_adapter
 
-CONFIG, WEIGHTS, CALIBRATION = "adapter_config.json", "adapter_model.safetensors", "calibration.json"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LOADED_TOLERANCE = 1e-5
 """Largest difference of a logit between the trained model and the loaded folder; times the largest logit where that is above 1."""
 MERGED_TOLERANCE = 1e-4

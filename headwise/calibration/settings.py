@@ -8,6 +8,9 @@ from pydantic.dataclasses import dataclass
 
 from headwise.examples import CAPTION, Example
 
+CALIBRATION = "calibration.json"
+"""What a calibration says of itself, in the adapter's folder."""
+
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
 class Lora:

@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 
 from headwise.arms import HEAD_ARMS
-from headwise.calibration.adapter import CALIBRATION
 from headwise.calibration.rah_lora.schema import CURVE, CURVE_FILE, TARGETS, TARGETS_FILE
+from headwise.calibration.settings import CALIBRATION
 from headwise.files import read_json, read_table
 from headwise.profile.schema import PROFILE_FILE
 from headwise.report.charts import divergence_line, heat_map, saliency_scatter

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from headwise.calibration import adapter as adapter_module
 from headwise.calibration.adapter import (
-    CALIBRATION,
     CONFIG,
     MERGED_TOLERANCE,
     WEIGHTS,
@@ -25,7 +24,7 @@ from headwise.calibration.adapter import (
     write_adapter,
 )
 from headwise.calibration.lora import fit_lora
-from headwise.calibration.settings import Lora
+from headwise.calibration.settings import CALIBRATION, Lora
 from headwise.files import write_json
 from headwise.likelihood import answer_logits
 from headwise.vlm import load_vlm

@@ -11,7 +11,8 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
-from headwise.calibration.adapter import CALIBRATION, load_calibrated, weights_digest
+from headwise.calibration.adapter import load_calibrated, weights_digest
+from headwise.calibration.settings import CALIBRATION
 from headwise.examples import decode_image
 from headwise.files import write_json
 from headwise.vlm import generate
