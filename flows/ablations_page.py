@@ -79,7 +79,9 @@ def _words(row: Row) -> str:
 
 
 def _markdown(lines: Sequence[Row]) -> str:
-    columns = list(lines[0]) if lines else []
+    if not lines:
+        return ""
+    columns = list(lines[0])
     cells = [[_cell(line[column]) for column in columns] for line in lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *cells])
 
