@@ -173,6 +173,13 @@ def ablations(
 ) -> None:
     """RAH-LoRA's controls and ablations: which heads, from which others, how far? Takes hours; stop it and start it again as you like.
 
+    The arms are `rah` and `rah-` with: `without-caf` (any flow), `random` (as many targets at random), `inverse` (heads with a high I-SAL
+    and a high flow), `signed-caf` (the paper's equation with its sign), `one-anchor`, `without-maps`, `without-weights` (likeness by the
+    other alone), `output-only` (the anchors' output projections as they are), `aligned-weights` (aligned on all inputs alike), `damped`
+    (targets learn nothing and are turned down), `rank-R` (4, 16, 32, full), `percentiles-I-C`, `middle-layers`, `upper-layers`,
+    `all-layers` (by default the lower half is calibrated), and, in hundredths, `alpha-A` (longer first steps), `greedy-D` (a step for each
+    target within a divergence of D) and `far-D` (greedy, with steps up to 1).
+
     Examples:
 
     - `headwise ablations`
@@ -180,11 +187,13 @@ def ablations(
     """
     with plain_errors():
         from flows.arguments import read_arguments, read_kinds, refuse
-        from headwise.arms import HEAD_ARMS
+        from headwise.arms import HEAD_ARMS, known_head_arm
 
         refuse(settings or (), SEEDED, "the ablations choose it themselves; see --data and --seeds")
         kinds = read_kinds(data)
         parameters = read_arguments(kinds[0], model, arms or ",".join(HEAD_ARMS), settings)
+        for arm in parameters.arms:
+            known_head_arm(arm)
         parameters.as_params()
         ready = _servers()
         from flows.ablations import FIRST_SEED, FULL
@@ -202,7 +211,9 @@ def ablations(
 @app.command()
 def heads(
     name: RunOption = None,
-    statistic: Annotated[str, typer.Option(help="One of the statistics of heads.parquet.")] = "head_impact",
+    statistic: Annotated[
+        str | None, typer.Option(help="One of the statistics of heads.parquet; `head_impact`, or `isal` of a run of RAH-LoRA alone.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many heads to list.")] = 20,
     png: Annotated[Path | None, typer.Option(help="Also draw the layer-by-head heat map into this file.")] = None,
 ) -> None:
@@ -217,7 +228,7 @@ def heads(
         from flows.inspection import best_heads, draw_heat_map
 
         columns, rows = best_heads(name, statistic, top)
-        print_table(f"{statistic}, best {len(rows)} heads", columns, rows)
+        print_table(f"{columns[2]}, best {len(rows)} heads", columns, rows)
         if png is not None:
             console().print(f"heat map: {draw_heat_map(name, statistic, png)}", soft_wrap=True)
 

@@ -26,12 +26,13 @@ CUT_SHORT = (
     "The latest run here has not come to its end, so there is no verdict, and what is below may be of an earlier run with other settings: "
     "run it again, and it goes on with the stage that it stopped in."
 )
+DEFAULT_STATISTICS = ("head_impact", "isal")
 Columns = tuple[str, ...]
 Cells = list[tuple[str, ...]]
 
 
-def run_scores(name: str | None, statistic: str) -> pl.DataFrame:
-    """One statistic of every head of a run.
+def run_scores(name: str | None, statistic: str | None) -> pl.DataFrame:
+    """One statistic of every head of a run; None: Head Impact, or I-SAL where heads were only profiled.
 
     Raises ValueError if the run has no scores yet, or no such statistic, naming those that it has.
     """
@@ -40,20 +41,22 @@ def run_scores(name: str | None, statistic: str) -> pl.DataFrame:
     if not paths:
         raise ValueError(f"run {data.parent.name!r} has scored no heads yet; `headwise run` with the same options goes on with it")
     heads = pl.concat([read_table(path, HEADS) for path in paths])
+    if statistic is None:
+        statistic = next(known for known in DEFAULT_STATISTICS if known in heads["statistic"])
     found = heads.filter(pl.col("statistic") == statistic).unique(["layer", "head"], keep="first", maintain_order=True)
     if found.is_empty():
         raise ValueError(f"no statistic {statistic!r}; the scores have {', '.join(heads['statistic'].unique().sort())}")
     return found
 
 
-def best_heads(name: str | None, statistic: str, top: int) -> tuple[Columns, Cells]:
-    """The heads with the highest value, with the 95 % interval where the statistic has one."""
+def best_heads(name: str | None, statistic: str | None, top: int) -> tuple[Columns, Cells]:
+    """The heads with the highest value, with the 95 % interval where the statistic has one; the third column is the statistic's name."""
     best = run_scores(name, statistic).sort("value", descending=True, nulls_last=True).head(top)
     rows = [
         (str(row["layer"]), str(row["head"]), _number(row["value"]), f"{_number(row['low'])} to {_number(row['high'])}", str(row["n"]))
         for row in best.iter_rows(named=True)
     ]
-    return ("layer", "head", statistic, "95 % interval", "examples"), rows
+    return ("layer", "head", str(best["statistic"][0]), "95 % interval", "examples"), rows
 
 
 def export_run(name: str | None, arm: str, out: Path) -> Path:
@@ -72,11 +75,12 @@ def export_run(name: str | None, arm: str, out: Path) -> Path:
     return out
 
 
-def draw_heat_map(name: str | None, statistic: str, png: Path) -> Path:
+def draw_heat_map(name: str | None, statistic: str | None, png: Path) -> Path:
     """Draw one statistic of every head of a run."""
     from headwise.report.charts import heat_map
 
-    return heat_map(run_scores(name, statistic), statistic, png)
+    scores = run_scores(name, statistic)
+    return heat_map(scores, str(scores["statistic"][0]), png)
 
 
 def write_run_report(name: str | None, out: Path | None) -> Path:

@@ -12,7 +12,7 @@ from flows.leaderboard import record as record_run
 from flows.lineage import LINEAGE, judgement_digest, read_lineage, report_ids, write_lineage
 from flows.parameters import Night, Parameters, located
 from flows.pipeline import Pipeline, annotation_stages, started
-from flows.promotion import Verdict, against_base, against_champion, against_uncommitted, verdict
+from flows.promotion import Verdict, against_base, against_champion, against_idle, against_uncommitted, verdict
 from flows.registry import (
     BASE_TAG,
     DIGEST_TAG,
@@ -28,13 +28,14 @@ from flows.registry import (
 )
 from headwise.arms import HEAD_ARMS, LAYER_ARMS
 from headwise.calibration.rah_lora.schema import TARGETS, TARGETS_FILE
+from headwise.calibration.settings import CALIBRATION
 from headwise.data import check_data
 from headwise.evaluation.compare import Comparison, compare
 from headwise.evaluation.conditions import check_conditions
 from headwise.evaluation.statistics import Statistics
 from headwise.evaluation.table import BASE, CHAMPION, answer_folders, read_answers
 from headwise.examples import read_examples
-from headwise.files import read_table
+from headwise.files import read_json, read_table
 from headwise.selection import SELECTION_FILE, read_selection
 
 if TYPE_CHECKING:
@@ -160,7 +161,9 @@ def conclude(pipeline: Pipeline, settings: Night, failed: Mapping[str, str]) -> 
         rival = _against_champion(pipeline, settings, adapter, champion)
         comparisons |= rival.comparisons
         code = pipeline.workspace.uncommitted_code
-        found = verdict([against_base(comparisons[candidate], settings.statistics.margin), *rival.verdicts, *against_uncommitted(code)])
+        idle = against_idle(read_json(folder / ADAPTERS / candidate / CALIBRATION))
+        base = against_base(comparisons[candidate], settings.statistics.margin)
+        found = verdict([*idle, base, *rival.verdicts, *against_uncommitted(code)])
         judged = {"judgement": digest, "rules": rules, "verdict": found.sentence, "failed": failed}
         write_lineage(pipeline.workspace, pipeline.outcomes, pipeline.ids, judged)
         record_run(pipeline, settings, comparisons)

@@ -51,7 +51,8 @@ class Pipeline:
             if name not in self._fresh:
                 self._fresh = ()  # what DVC found holds only until the first stage changes something
             run = run_stage(name, self.workspace.folder, up_to_date=name in self._fresh)
-            self.outcomes[name] = run.outcome
+            if self.outcomes.get(name) != "computed":  # what several arms stand on is asked for again
+                self.outcomes[name] = run.outcome
             self._publish(run)
 
     def annotate(self, shards: Iterable[int]) -> None:

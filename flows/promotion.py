@@ -1,6 +1,6 @@
 """When an adapter becomes the champion: shown to be better than the model as it was and than the champion so far, and harmless."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from headwise.evaluation.compare import FORGETTING, Comparison, least_loss
@@ -69,6 +69,11 @@ def against_champion(comparisons: Sequence[Comparison], version: str) -> Verdict
     if target is None:
         return Verdict(False, f"there are no captions to compare it with version {version}, the champion so far")
     return _gain(f"version {version}, the champion so far,", target)
+
+
+def against_idle(claims: Mapping[str, object]) -> list[Verdict]:
+    """An adapter that changes nothing is never better. claims: its calibration.json."""
+    return [Verdict(False, "the adapter changes nothing, as no head was selected or accepted")] if claims.get("accepted") == 0 else []
 
 
 def against_uncommitted(code: Sequence[str]) -> list[Verdict]:

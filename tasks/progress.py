@@ -26,7 +26,7 @@ def _printer(description: str) -> Callable[[int, int], None]:
     def show(done: int, total: int) -> None:
         nonlocal printed
         tenth = 10 * done // max(total, 1)
-        if tenth > printed:
+        if tenth > printed or done == 0:  # another part of the work begins
             printed = tenth
             print(f"{description}: {done} of {total}", flush=True)
 

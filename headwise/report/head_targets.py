@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from headwise.arms import HEAD_ARMS
-from headwise.calibration.rah_lora.schema import CURVE, CURVE_FILE, TARGETS, TARGETS_FILE
+from headwise.calibration.rah_lora.schema import CURVE, CURVE_FILE, NEGLIGIBLE, TARGETS, TARGETS_FILE
 from headwise.calibration.settings import CALIBRATION
 from headwise.files import read_json, read_table
 from headwise.profile.schema import PROFILE_FILE
@@ -18,7 +18,7 @@ from headwise.report.sections import Picture, draw_both
 from headwise.report.themes import Theme
 from headwise.scores.schema import HEADS, HEADS_FILE
 
-CLAIMS = ("targets", "accepted", "rolled_back", "skipped", "kl", "parameters")
+CLAIMS = ("targets", "accepted", "rolled_back", "skipped", "damping", "kl")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ def _sentence(arm: str, targets: pl.DataFrame, profile: dict[str, Any]) -> str:
         "I-SAL)"
     )
     why = "" if {"targets", "caf"} & set(changes) else meant
+    if targets.is_empty():
+        return f"The arm “{arm}” selected no head{why}: its adapter changes nothing. Profiled on {profile['questions']} questions."
     return (
         f"The arm “{arm}” calibrated {accepted} of {len(targets)} target heads{why}. Profiled on {profile['questions']} questions without "
         f"labels; over all heads the rank correlation of I-SAL and CAF is {correlation}. Of the heads with a high CAF by its strength "
@@ -88,9 +90,12 @@ def _arms_table(adapters: Path, arms: list[str]) -> Table:
     for arm in arms:
         claims = read_json(adapters / arm / CALIBRATION)
         spent: Any = claims["forward_equivalents"]
-        rows.append((arm, *(number(claims[name]) for name in CLAIMS), number(float(sum(spent.values())))))
+        least = read_table(adapters / arm / CURVE_FILE, CURVE).filter(pl.col("scale") == NEGLIGIBLE)
+        ends = (least["kl"].item() if len(least) else None, claims["parameters"], float(sum(spent.values())))
+        rows.append((arm, *(number(claims[name]) for name in CLAIMS), *map(number, ends)))
     names = tuple(name.replace("_", " ") for name in CLAIMS)
-    return Table("RAH-LoRA, arm by arm", ("arm", *names, "forward passes over the calibration set"), tuple(rows))
+    columns = ("arm", *names, "kl of rounding alone", "parameters", "forward passes over the calibration set")
+    return Table("RAH-LoRA, arm by arm", columns, tuple(rows))
 
 
 def _heads_table(arm: str, targets: pl.DataFrame) -> Table:

@@ -28,11 +28,11 @@ CONTENTS = (
 )
 ABSENT = {
     "results": "There is no evaluation of both the uncalibrated model and a calibrated one yet.",
-    "heads": "No head has been scored yet.",
-    "tests": "No statistical test has been made yet.",
-    "masks": "No mask has been made yet.",
+    "heads": "No head has been scored: not yet, or no arm of this run chooses layers by its heads.",
+    "tests": "No statistical test has been made: not yet, or no arm of this run chooses layers by its heads.",
+    "masks": "No mask has been made: not yet, or no arm of this run needs one.",
     "overlays": "No calibration example has an image, a usable mask and attention over the image yet.",
-    "losses": "No layer has been calibrated yet.",
+    "losses": "No layer has been trained: not yet, or no arm of this run trains.",
     "targets": "No head has been calibrated by RAH-LoRA yet.",
     "bad": "No step that came to its end left an example out.",
     "run": "No run has come to its end here yet, so there are no ids to show.",

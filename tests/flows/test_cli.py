@@ -44,6 +44,11 @@ def test_every_command_has_help_with_examples(command: str) -> None:
         (["run", "--data", "films"], "--data films: neither scenes nor photos nor a folder"),
         (["run", "--set", "selection.k=many"], "selection.k: Input should be a valid integer"),
         (["run", "--model", "nonsense"], "model 'nonsense': neither"),
+        (["ablations", "--arms", "top"], "'top' is no arm of RAH-LoRA: those are rah, "),
+        (
+            ["run", "--set", "rah_lora.layers=[0.5, 0.2]"],
+            "rah_lora: Value error, layers = [0.5, 0.2]: the first share of the",
+        ),
         (["controls", "--data", "films"], "data.0: Input should be 'scenes' or 'photos'"),
         (["heads"], "no run: none yet: start with `headwise run`"),
         (["report", "--run", "monday"], "no run named 'monday'; the runs are: none yet"),

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from flows.promotion import Verdict, against_base, against_champion, against_uncommitted, shortfalls, verdict
+from flows.promotion import Verdict, against_base, against_champion, against_idle, against_uncommitted, shortfalls, verdict
 from headwise.evaluation.compare import Comparison
 from headwise.examples import Example
 
@@ -80,6 +80,12 @@ def test_a_challenger_has_to_beat_the_champion_too() -> None:
     assert not found.better and found.sentence.startswith("No champion: against the base model") and "is no gain" in found.sentence
     assert not against_champion([PROBE], "3").better
     assert not verdict([Verdict(False, "no captions"), better]).better
+
+
+def test_an_adapter_that_changes_nothing_is_no_champion() -> None:
+    assert against_idle({}) == against_idle({"accepted": 3}) == []
+    found = verdict([*against_idle({"accepted": 0}), against_base([TARGET, PROBE], margin=0.02)])
+    assert not found.better and found.sentence.startswith("No champion: the adapter changes nothing, as no head was selected")
 
 
 def test_uncommitted_code_promotes_nothing_and_says_which() -> None:

@@ -199,7 +199,7 @@ def write_head_arm(data: Path, size: Size, rng: np.random.Generator) -> None:
     write_table(frame_of(targets, TARGETS), adapter / "targets.parquet", TARGETS)
     curve = [{"scale": scale, "kl": 0.02 * scale**2} for scale in (0.01, 0.25, 0.5, 1.0, 2.0, 4.0)]
     write_table(frame_of(curve, CURVE), adapter / "curve.parquet", CURVE)
-    counts = {"targets": 3, "accepted": 1, "rolled_back": 1, "skipped": 1, "parameters": 96, "kl": 0.02}
+    counts = {"targets": 3, "accepted": 1, "rolled_back": 1, "skipped": 1, "damping": 0.8, "parameters": 96, "kl": 0.02}
     write_json({**counts, "forward_equivalents": {"profile": 2.0, "trust_region": 3.5}}, adapter / "calibration.json")
     write_manifest(adapter, stage="rah_lora", settings=RahLora(), inputs={"profile": profile})
 

@@ -89,7 +89,7 @@ def test_calibrated_heads_are_shown_with_their_anchors_and_reasons(page: Path) -
         "–",
         "skipped: no anchor",
     ]
-    assert rows["rah"] == ["rah", "3", "1", "1", "1", "0.02", "96", "5.5"]
+    assert rows["rah"] == ["rah", "3", "1", "1", "1", "0.8", "0.02", "2e−06", "96", "5.5"]
 
 
 def test_the_same_artefacts_give_the_same_bytes(workspace: Path, page: Path, tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def fit_rah_lora(
 ) -> RahFit:
     """Calibrate the heads that the profile gives as targets, within the trust region on its calibration set.
 
-    folder: of the images. `progress` hears how much of the set is read, then how many targets are done. Raises ValueError if the profile
-    is of another model, or the model's weights are quantised.
+    folder: of the images. `progress` hears how much of the set is read, how many targets and then how many points of the curve are done.
+    Raises ValueError if the profile is of another model, or the model's weights are quantised.
     """
     if profile.isal.shape != (vlm.num_layers, vlm.num_heads):
         raise ValueError(f"the profile is of {profile.isal.shape} layers and heads, the model has {(vlm.num_layers, vlm.num_heads)}")
@@ -87,7 +87,7 @@ def fit_rah_lora(
         accepted = [outcome for outcome in outcomes if outcome.alpha]
         kept = stacked([scaled(outcome.transfer.update, outcome.alpha) for outcome in accepted])
         kl = outcomes[-1].kl_after if outcomes else 0.0
-        curve = divergence_curve(region, kept, min((outcome.transfer.layer for outcome in accepted), default=0), kl)
+        curve = divergence_curve(region, kept, min((outcome.transfer.layer for outcome in accepted), default=0), kl, progress)
         update = kept or {projections.path(lowest, "o_proj"): no_change(first)}
         with torch.no_grad(), updated(vlm.base, update):
             logits = answer_logits(vlm, region.probe)

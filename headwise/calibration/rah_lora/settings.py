@@ -52,3 +52,8 @@ class RahLora:
     max_alpha: Annotated[float, Field(gt=0, le=1, description="first step size, halved while the divergence is above delta")] = 0.15
     halvings: Annotated[int, Field(ge=0, le=20, description="after so many a target is left as it was")] = 6
     seed: Annotated[int, Field(ge=0, description="seed of the random targets")] = 42
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the layers end before they begin."""
+        if self.layers[0] >= self.layers[1]:
+            raise ValueError(f"layers = {list(self.layers)}: the first share of the depth has to be below the second")

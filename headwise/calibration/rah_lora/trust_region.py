@@ -74,9 +74,12 @@ def divergences(
     return sums / torch.bincount(examples, minlength=number)
 
 
-def divergence_curve(region: TrustRegion, update: Update, start: int, known: float) -> pl.DataFrame:
+def divergence_curve(region: TrustRegion, update: Update, start: int, known: float, progress: Callable[[int, int], object]) -> pl.DataFrame:
     """The rows of curve.parquet: how fast the divergence grows around an accepted change, whose own is known."""
-    found = {scale: known if scale == 1 else region.divergence(scaled(update, scale), start) for scale in CURVE_SCALES if update}
+    found = dict[float, float]()
+    for done, scale in enumerate(CURVE_SCALES if update else ()):
+        progress(done, len(CURVE_SCALES))
+        found[scale] = known if scale == 1 else region.divergence(scaled(update, scale), start)
     return frame_of([{"scale": scale, "kl": kl} for scale, kl in found.items()], CURVE)
 
 

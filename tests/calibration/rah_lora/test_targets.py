@@ -70,7 +70,7 @@ def test_only_layers_of_the_range_are_calibrated() -> None:
     isal = np.tile(np.arange(9.0), (4, 1))
     assert {layer for layer, _ in choose_targets(HeadScores(isal, None), RahLora(layers=(0.5, 1.0)))} == {2, 3}
     with pytest.raises(ValueError, match=r"from 1 up to 1 of 4 layers there is none"):
-        layer_range(RahLora(layers=(0.3, 0.3)), 4)
+        layer_range(RahLora(layers=(0.3, 0.31)), 4)
 
 
 def test_anchors_are_sought_in_the_layer_then_next_to_it_then_two_away() -> None:
