@@ -5,11 +5,12 @@ BIN := .venv/bin
 READY := .venv/ready
 HARNESS := .harness/ready
 PURELIB := import sysconfig; print(sysconfig.get_path('purelib'))
+REVIEWS := vaderSentiment-3.3.2.tar.gz
 PACKAGES := tuxpaint-stamps-default lomiri-wallpapers-16.04 mate-backgrounds
 export SAM2_BUILD_CUDA = 0
 export PYTHONDONTWRITEBYTECODE =  # where it is set, every stage of a run compiles the sources of torch anew: 8 s each
 
-.PHONY: help install harness run controls ablations pretrain check test slow bench clean forget photographs
+.PHONY: help install harness run controls ablations steering pretrain check test slow bench clean forget photographs reviews
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -41,6 +42,9 @@ controls: $(READY) photographs  ## top, bottom, random and all layers, three see
 ablations: $(READY) photographs  ## RAH-LoRA and every control of it, five seeds for the main ones; resumable
 	$(BIN)/headwise ablations
 
+steering: $(READY) reviews  ## ZeroTuning and all that it has to beat, on movie reviews, five seeds; resumable
+	$(BIN)/headwise steering
+
 pretrain: $(READY) photographs  ## train the embedded model's projector and LoRA anew; resumable
 	$(BIN)/python -m flows.pretrain
 
@@ -64,6 +68,10 @@ photographs:  # the packages that the composed photographs are made from, each k
 	@test -d /usr/share/tuxpaint/stamps && test -d /usr/share/backgrounds/mate && test -f /usr/share/backgrounds/Bridge_by_Sander_Klootwijk.jpg \
 		|| { command -v apt-get >/dev/null && test $$(id -u) = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends $(PACKAGES); } \
 		|| { echo 'The photographs come from Debian packages; as root:  apt-get install $(PACKAGES)' >&2; exit 1; }
+
+reviews: $(READY)  # the movie reviews, in the source distribution of a package that nothing here imports; the digest is checked when they are read
+	@folder="$${HEADWISE_CACHE:-$$HOME/.cache/headwise}" && mkdir -p "$$folder" && { test -f "$$folder/$(REVIEWS)" \
+		|| $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-binary :all: --dest "$$folder" vaderSentiment==3.3.2; }
 
 clean:  ## what the tools keep to be faster; no run is lost
 	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

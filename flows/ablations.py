@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import polars as pl
 from prefect import flow
 from pydantic import AfterValidator, Field
 
-from flows.ablations_page import CLOSED, FULL, MAIN, ORDER, as_markdown
-from flows.cells import Cell, Pair, Row, answers_or_reason, headlines, publish, run_cell, table_rows
+from flows.ablations_page import FULL, MAIN, ORDER, as_markdown
+from flows.cells import Cell, Pair, Row, answers_or_reason, compared, publish, run_cell, table_rows
 from flows.graph import StageFailed
 from flows.nightly import arm_stages, evaluation_stages, gain_stages
 from flows.parameters import COMPOSED, Kinds, Parameters, distinct
@@ -19,10 +18,7 @@ from flows.pipeline import started
 from flows.workspace import ABLATIONS as WORKSPACE
 from flows.workspace import runs_folder
 from headwise.arms import HEAD_ARMS
-from headwise.evaluation.compare import Comparison
-from headwise.evaluation.statistics import Statistics
 from headwise.evaluation.table import BASE, FOREIGN, read_answers
-from headwise.examples import CAPTION
 
 CONDITIONS: Mapping[str, Literal["shuffled", "blank"]] = {"rah on shuffled pairs": "shuffled", "rah on blank images": "blank"}
 OTHER_DATA = "rah of the other data"
@@ -64,17 +60,6 @@ def ablations(
                 cell = _foreign(parameters, folders[other] / "data" / "adapters" / FULL)
                 rows += table_rows(kind, [(BASE, OTHER_DATA)], {seeds[0]: cell}, settings.statistics, compared)
     return publish("ablations", rows, as_markdown(rows, folders, settings.statistics.margin))
-
-
-def compared(before: pl.DataFrame, after: pl.DataFrame, settings: Statistics) -> list[Comparison]:
-    """The headlines, and of the closed questions the perplexity of their reference answers: small changes move it long before an answer."""
-    closed = [
-        answers.filter(pl.col("task") != CAPTION).with_columns(
-            task=pl.lit(CAPTION), split=pl.col("split") + CLOSED, right=pl.lit(None, answers["right"].dtype)
-        )
-        for answers in (before, after)
-    ]
-    return headlines(before, after, settings) + headlines(closed[0], closed[1], settings)
 
 
 def _pairs(cell: Cell) -> list[Pair]:

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import norm
 
-from flows.cells import LEAST_SEEDS, NOTE, Pair, Row, failures, key_of, means, one_direction, singles
+from flows.cells import CLOSED, LEAST_SEEDS, NOTE, Pair, Row, failures, key_of, markdown_table, means, one_direction, singles
 from headwise.arms import HEAD_ARMS
 from headwise.calibration.rah_lora.schema import CURVE, CURVE_FILE, GAINS, GAINS_FILE, NEGLIGIBLE, TARGETS, TARGETS_FILE
 from headwise.calibration.settings import CALIBRATION
@@ -21,8 +21,6 @@ from headwise.intervals import LEVEL
 FULL = "rah"
 MAIN = (FULL, "rah-without-caf", "rah-random", "rah-inverse")
 """What the paper orders: full > without CAF > random targets ~ no change > inverse targets."""
-CLOSED = ", answers"
-"""Added to a split's name: its closed questions' reference answers, by their perplexity."""
 EQUAL = "random ~ no change"
 ORDER: Mapping[str, Pair] = {
     "full > no change": (BASE, FULL),
@@ -50,7 +48,7 @@ def as_markdown(rows: Sequence[Row], folders: Mapping[str, Path], margin: float)
     parts = [_effects(rows, made), NOTE, *signs(rows, margin)]
     for kind, folder in folders.items():
         tables = {"what became of the targets": made[kind], "singular values": spectra(folder), "single heads": heads(folder)}
-        parts += [part for title, table in tables.items() if table for part in (f"{kind}, {title}:", _markdown(table))]
+        parts += [part for title, table in tables.items() if table for part in (f"{kind}, {title}:", markdown_table(table))]
     failed = failures(rows)
     return "\n\n".join([*parts, *(["Cells that failed:", "\n".join(failed)] if failed else [])]) + "\n"
 
@@ -69,25 +67,13 @@ def _effects(rows: Sequence[Row], made: Mapping[str, Sequence[Row]]) -> str:
         went = dose.get((str(kind), arm), {})
         same = {"data": kind, "arm": arm, "against": against, "seeds": seeds, "heads": went.get("accepted"), "KL": went.get("kl")}
         lines.append({**same, **cells})
-    return _markdown(lines)
+    return markdown_table(lines)
 
 
 def _words(row: Row) -> str:
     scale, digits = (100, 2) if row["metric"] == "accuracy" else (1, 4)
     effect, low, high = (f"{scale * float(str(row[name])):{'+' if scale == 100 else ''}.{digits}f}" for name in ("effect", "low", "high"))
     return f"{effect} ({low} to {high})"
-
-
-def _markdown(lines: Sequence[Row]) -> str:
-    if not lines:
-        return ""
-    columns = list(lines[0])
-    cells = [[_cell(line[column]) for column in columns] for line in lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *cells])
-
-
-def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def signs(rows: Sequence[Row], margin: float) -> list[str]:

@@ -9,8 +9,9 @@ import yaml
 from pydantic import TypeAdapter
 
 from flows.parameters import COMPOSED, SECTIONS, Composed, Kinds, Night, data_name, validated
-from headwise.benchmarks.benchmark import LMMS
+from headwise.benchmarks.benchmark import LMMS, TEXT_NAMES
 from headwise.benchmarks.registry import BENCHMARKS
+from headwise.observation import EMBEDDED_TEXT
 
 ARGUMENTS = ("images.kind", "images.path", "attention.model")
 """The fields that an argument of the command says already."""
@@ -95,11 +96,26 @@ def _benchmark(text: str) -> dict[str, Any]:
     return content | ({"prompt": prompt} if prompt else {})
 
 
+def is_text(data: str) -> bool:
+    """Whether these data are texts without images."""
+    return data.partition("=")[0] in TEXT_NAMES
+
+
+def steering_settings(data: str, model: str) -> list[str]:
+    """What `headwise steering` sets unless it is told otherwise: labels, float32, within one point, and for texts how many."""
+    found = ["evaluation.closed=labels", "attention.dtype=float32", "statistics.margin=0.01"]
+    found += ["images.calibration=1000", "images.evaluation=1200"] if is_text(data) else []
+    return [*found, "attention.chat_template=false"] if is_text(data) and model == EMBEDDED_TEXT else found
+
+
 def _images(data: str) -> dict[str, str]:
     if data in COMPOSED:
         return {"kind": data}
+    if is_text(data):
+        name, _, path = data.partition("=")
+        return {"kind": "texts", "texts": name, "path": path}
     if not Path(data).expanduser().is_dir():
-        raise ValueError(f"--data {data}: neither {' nor '.join(COMPOSED)} nor a folder; see `headwise data --help`")
+        raise ValueError(f"--data {data}: neither {', '.join(COMPOSED)}, a text benchmark=FOLDER, nor a folder; see `headwise data --help`")
     return {"kind": "folder", "path": data}
 
 

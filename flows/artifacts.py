@@ -5,11 +5,15 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.summaries import Rows
 from headwise.evaluation.compare import Comparison
+
+if TYPE_CHECKING:
+    import polars as pl
 
 RESULT_COLUMNS = ("arm", "measure", "base", "calibrated", "change", "95 % interval", "verdict")
 
@@ -20,17 +24,15 @@ def publish_table(stage: str, rows: Rows) -> None:
         create_table_artifact(rows, key=_key(stage), description=f"What the stage `{stage}` wrote.")
 
 
-def publish_heat_map(scores: Path, statistic: str, layers: Sequence[int], heads: Sequence[tuple[int, int]] = ()) -> None:
+def publish_heat_map(heads: "pl.DataFrame", statistic: str, layers: Sequence[int], framed: Sequence[tuple[int, int]] = ()) -> None:
     """The layer-by-head heat map, chosen layers or heads framed, inside the artifact itself: no server has to serve the file."""
-    from headwise.files import read_table
     from headwise.report.charts import heat_map
-    from headwise.scores.schema import HEADS, HEADS_FILE
 
     with TemporaryDirectory() as temporary:
-        image = heat_map(read_table(scores / HEADS_FILE, HEADS), statistic, Path(temporary) / "heat_map.png", layers, targets=heads)
+        image = heat_map(heads, statistic, Path(temporary) / "heat_map.png", layers, targets=framed)
         encoded = base64.b64encode(image.read_bytes()).decode()
     create_image_artifact(
-        f"data:image/png;base64,{encoded}", key="heat-map", description=f"`{statistic}` of every head; framed: {list(layers or heads)}"
+        f"data:image/png;base64,{encoded}", key="heat-map", description=f"`{statistic}` of every head; framed: {list(layers or framed)}"
     )
 
 

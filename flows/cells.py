@@ -17,6 +17,7 @@ from flows.pipeline import Pipeline, started
 from headwise.evaluation.compare import Comparison, compare, paired
 from headwise.evaluation.statistics import Statistics
 from headwise.evaluation.table import BASE, read_answers
+from headwise.examples import CAPTION
 from headwise.files import new_file, write_table
 
 EFFECTS = pa.schema(
@@ -45,6 +46,8 @@ metric, or with the `reason` of a failed cell."""
 
 LEAST_SEEDS = 3
 """Runs differ from seed to seed; fewer say nothing about that."""
+CLOSED = ", answers"
+"""Added to a split's name: its closed questions' reference answers, by their perplexity."""
 NOTE = (
     "Effect: a ratio of perplexities (better below 1) or a difference of accuracies (above 0), paired by example and averaged over the "
     "seeds. The interval is over images, for these seeds; how far the seeds differ stands beside it."
@@ -93,6 +96,17 @@ def answers_or_reason(folder: Path, arm: str, base: pl.DataFrame) -> pl.DataFram
 def headlines(before: pl.DataFrame, after: pl.DataFrame, settings: Statistics) -> list[Comparison]:
     """The comparisons of whole splits."""
     return [comparison for comparison in compare(before, after, settings) if comparison.task is None]
+
+
+def compared(before: pl.DataFrame, after: pl.DataFrame, settings: Statistics) -> list[Comparison]:
+    """The headlines, and of the closed questions the perplexity of their reference answers: small changes move it long before an answer."""
+    closed = [
+        answers.filter(pl.col("task") != CAPTION).with_columns(
+            task=pl.lit(CAPTION), split=pl.col("split") + CLOSED, right=pl.lit(None, answers["right"].dtype)
+        )
+        for answers in (before, after)
+    ]
+    return headlines(before, after, settings) + headlines(closed[0], closed[1], settings)
 
 
 def table_rows(
@@ -193,3 +207,16 @@ def _markdown_line(mean: Row, single: Sequence[Row]) -> str:
     cells = [*map(str, key_of(mean)), f"{mean['before']:.4g}", f"{mean['after']:.4g}", f"{mean['effect']:.4f}"]
     cells += [f"{mean['low']:.4f} to {mean['high']:.4f}", f"{effects[0]:.4f} to {effects[-1]:.4f} ({len(effects)})", str(mean["verdict"])]
     return f"| {' | '.join(cells)} |"
+
+
+def markdown_table(lines: Sequence[Row]) -> str:
+    """Rows of the same columns; nothing where there are none."""
+    if not lines:
+        return ""
+    columns = list(lines[0])
+    cells = [[_cell(line[column]) for column in columns] for line in lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *cells])
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from flows.console import console, plain_errors, print_table, show_result
-from headwise.observation import EMBEDDED
+from headwise.observation import EMBEDDED, EMBEDDED_TEXT
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,8 +26,13 @@ CHOSEN = ("images.kind", "images.variant", "selection.seed", "calibration.seed")
 SEEDED = ("images.kind", "images.variant", "profile.seed", "profile.pairs", "rah_lora.seed")
 """What `headwise ablations` sets in each of its cells."""
 
+DRAWN = ("zerotuning.seed", "evaluation.closed")
+"""What `headwise steering` sets in each of its cells."""
+
 DataOption = Annotated[str, typer.Option(help="`scenes` (drawn), `photos` (composed photographs), or a folder of your own.")]
-ModelOption = Annotated[str, typer.Option(help="`headwise-smol`, a transformers folder, or an id on the Hugging Face Hub.")]
+ModelOption = Annotated[
+    str, typer.Option(help="`headwise-smol`, `smollm2-135m-instruct` (text alone), a transformers folder, or a Hub id.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="A field of a section of params.yaml; repeat it."),
@@ -51,8 +56,8 @@ def run(
     arms: Annotated[
         str,
         typer.Option(
-            help="How to calibrate: a LoRA on the `top`, `bottom`, `random` or `all` layers, or RAH-LoRA (`rah`) and its controls "
-            "(`headwise ablations`); the first arm is the candidate, the others its controls."
+            help="How to calibrate: a LoRA on the `top`, `bottom`, `random` or `all` layers, RAH-LoRA (`rah`) and its controls (`headwise "
+            "ablations`), or ZeroTuning (`zero`) and its (`headwise steering`); the first arm is the candidate, the others its controls."
         ),
     ] = "top,bottom",
     settings: SetOption = None,
@@ -204,6 +209,48 @@ def ablations(
         with without_tracebacks():
             seeded = tuple(range(FIRST_SEED, FIRST_SEED + seeds))
             page = ablations_flow(settings=replace(parameters, measured=(FULL,)), data=kinds, seeds=seeded)
+        console().print(page.read_text(encoding="utf-8"), markup=False)
+        console().print(f"{page}", soft_wrap=True)
+
+
+@app.command()
+def steering(
+    data: Annotated[str, typer.Option(help="A text benchmark (`reviews`, or NAME=FOLDER), `scenes`, `photos`, or a folder.")] = "reviews",
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds of the calibration examples.")] = 5,
+    arms: Annotated[str | None, typer.Option(help="The arms to compare; ZeroTuning and all that it has to beat if left out.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="As for `run`; the embedded one if left out, for texts that for text alone, asked without its chat template."),
+    ] = None,
+    settings: SetOption = None,
+) -> None:
+    """ZeroTuning against its controls on closed questions: is scaling the attention to the first token a gain? Takes hours; resumable.
+
+    1,000 texts are there to draw the calibration examples from and 1,200 are held out, in float32; `--set` says otherwise.
+
+    Examples:
+
+    - `headwise steering`
+    - `headwise steering --data sst2=~/glue/SST-2 --arms zero,label-bias --seeds 3 --set images.calibration=300 --set images.evaluation=500`
+    - `headwise steering --data scenes --arms zero,label-bias,temperature`
+    """
+    with plain_errors():
+        from flows.arguments import is_text, read_arguments, refuse, steering_settings
+        from headwise.arms import STEERING_ARMS
+
+        refuse(settings or (), DRAWN, "the comparison sets it itself; see --seeds")
+        named = model or (EMBEDDED_TEXT if is_text(data) else EMBEDDED)
+        chosen = [*steering_settings(data, named), *(settings or ())]
+        parameters = read_arguments(data, named, arms or ",".join(STEERING_ARMS), chosen)
+        parameters.as_params()
+        ready = _servers()
+        from flows.steering import FIRST_SEED
+        from flows.steering import steering as steering_flow
+        from flows.terminal import without_tracebacks
+
+        ready()
+        with without_tracebacks():
+            page = steering_flow(settings=parameters, seeds=tuple(range(FIRST_SEED, FIRST_SEED + seeds)))
         console().print(page.read_text(encoding="utf-8"), markup=False)
         console().print(f"{page}", soft_wrap=True)
 

@@ -124,13 +124,21 @@ def try_data(night: Night, progress: Progress) -> Trial:
     checks: list[Callable[[], object]] = [
         lambda: check_bad_share(bad, len(bad) + len(examples), source.max_bad_share),
         lambda: check_leaks(alike, "to judge by"),
-        lambda: check_data(examples, night.calibration, night.scores.min_images),
-        lambda: _check_shards(calibration, unusable, night),
-        lambda: located_masks(night.masks, source),
-        lambda: _check_number(calibration, scored, night.scores.min_images),
     ]
+    checks += (
+        [lambda: check_data(examples, None, 0)]
+        if source.kind == "texts"
+        else [
+            lambda: check_data(examples, night.calibration, night.scores.min_images),
+            lambda: _check_shards(calibration, unusable, night),
+            lambda: located_masks(night.masks, source),
+            lambda: _check_number(calibration, scored, night.scores.min_images),
+        ]
+    )
     refusals = [reason for check in checks if (reason := _refusal(check))]
-    shown = [(e.split, e.task, e.image, e.id in scored if scored is not None and e.split == "calibration" else None) for e in examples]
+    shown = [
+        (e.split, e.task, e.image or e.id, e.id in scored if scored is not None and e.split == "calibration" else None) for e in examples
+    ]
     schema = {"split": pl.String, "task": pl.String, "image": pl.String, "scored": pl.Boolean}
     groups = pl.DataFrame(shown, schema=schema, orient="row").group_by("split", "task")
     scorable = pl.when(pl.col("scored").count() > 0).then(pl.col("scored").sum()).alias("scored")
@@ -144,7 +152,7 @@ def try_data(night: Night, progress: Progress) -> Trial:
 def _detectable(examples: Sequence[Example]) -> dict[str, float]:
     closed = [example for example in examples if example.split != "calibration" and example.task != CAPTION]
     splits = {example.split: [one for one in closed if one.split == example.split] for example in closed}
-    return {split: planned_effect(len(own), len({example.image for example in own})) for split, own in sorted(splits.items())}
+    return {split: planned_effect(len(own), len({example.image or example.id for example in own})) for split, own in sorted(splits.items())}
 
 
 def _refusal(check: Callable[[], object]) -> str | None:
@@ -175,7 +183,7 @@ def _scorable(folder: Path, calibration: Sequence[Example], night: Night) -> tup
     """The examples with a usable mask of a key object (None where the masks are yet to be made), the bad ones with their reasons, and how
     many of the others have no such mask, by the cause.
     """
-    if are_generated(night.masks, night.images):
+    if night.images.kind == "texts" or are_generated(night.masks, night.images):
         return None, {}, {}
     masks, unusable = exact_masks(folder, calibration, night.masks.quality)
     scored = set(masks.filter(pl.col("key") & pl.col("reason").is_null())["example_id"])

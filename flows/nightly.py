@@ -26,9 +26,11 @@ from flows.registry import (
     read_adapter,
     registered_name,
 )
-from headwise.arms import HEAD_ARMS, LAYER_ARMS
+from headwise.arms import HEAD_ARMS, LAYER_ARMS, STEERING_ARMS
 from headwise.calibration.rah_lora.schema import TARGETS, TARGETS_FILE
 from headwise.calibration.settings import CALIBRATION
+from headwise.calibration.zerotuning.schema import HEADS as STEERED
+from headwise.calibration.zerotuning.schema import HEADS_FILE as STEERED_FILE
 from headwise.data import check_data
 from headwise.evaluation.compare import Comparison, compare
 from headwise.evaluation.conditions import check_conditions
@@ -36,6 +38,7 @@ from headwise.evaluation.statistics import Statistics
 from headwise.evaluation.table import BASE, CHAMPION, answer_folders, read_answers
 from headwise.examples import read_examples
 from headwise.files import read_json, read_table
+from headwise.scores.schema import HEADS, HEADS_FILE
 from headwise.selection import SELECTION_FILE, read_selection
 
 if TYPE_CHECKING:
@@ -99,8 +102,12 @@ def scores_layers(parameters: Parameters) -> bool:
 
 
 def arm_stages(arm: str, parameters: Parameters) -> list[str]:
-    """Select the arm's layers and train a LoRA on them, or profile the heads and calibrate them; evaluate the calibrated model."""
-    calibration = ["profile", f"rah_lora@{arm}"] if arm in HEAD_ARMS else [f"selection@{arm}", f"calibration@{arm}"]
+    """Select the arm's layers and train a LoRA on them, profile heads and calibrate them, or steer them; evaluate the calibrated model."""
+    calibration = [f"selection@{arm}", f"calibration@{arm}"]
+    if arm in HEAD_ARMS:
+        calibration = ["profile", f"rah_lora@{arm}"]
+    elif arm in STEERING_ARMS:
+        calibration = [f"zerotuning@{arm}"]
     return [*calibration, *evaluation_stages(arm, parameters)]
 
 
@@ -224,12 +231,19 @@ def _figures(arm: str, comparisons: Sequence[Comparison]) -> Iterator[tuple[str,
 
 
 def _publish_heat_map(folder: Path, arm: str) -> None:
-    if arm in HEAD_ARMS:
-        targets = read_table(folder / ADAPTERS / arm / TARGETS_FILE, TARGETS, ["layer", "head"])
-        publish_heat_map(folder / "data" / "profile", "isal", (), targets.rows())
-        return
-    selection = read_selection(folder / "data" / "selections" / arm / SELECTION_FILE)
-    publish_heat_map(folder / "data" / "scores", selection.criterion.statistic, selection.layers)
+    data = folder / "data"
+    if arm in STEERING_ARMS:
+        from headwise.report.steered_heads import EFFECT, effect_scores, scaled_heads
+
+        heads = read_table(data / "adapters" / arm / STEERED_FILE, STEERED)
+        if heads[EFFECT].null_count() < len(heads):  # a control looks at no head
+            publish_heat_map(effect_scores(heads), EFFECT, (), scaled_heads(heads))
+    elif arm in HEAD_ARMS:
+        targets = read_table(data / "adapters" / arm / TARGETS_FILE, TARGETS, ["layer", "head"])
+        publish_heat_map(read_table(data / "profile" / HEADS_FILE, HEADS), "isal", (), targets.rows())
+    else:
+        selection = read_selection(data / "selections" / arm / SELECTION_FILE)
+        publish_heat_map(read_table(data / "scores" / HEADS_FILE, HEADS), selection.criterion.statistic, selection.layers)
 
 
 def _write_report(pipeline: Pipeline) -> None:

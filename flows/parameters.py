@@ -5,6 +5,7 @@
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,18 +15,19 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from headwise.arms import HEAD_ARMS, LAYER_ARMS, Arm, HeadArm
+from headwise.arms import HEAD_ARMS, LAYER_ARMS, STEERING_ARMS, Arm, HeadArm
 from headwise.benchmarks.benchmark import Source
-from headwise.benchmarks.registry import OWN, files_digest
+from headwise.benchmarks.registry import BENCHMARKS, OWN, files_digest
 from headwise.calibration.rah_lora.settings import RahLora
 from headwise.calibration.settings import Lora
-from headwise.data import COMPOSED, MASK_FILES, Composed, DataSource, has_masks, photographs
+from headwise.calibration.zerotuning.settings import FIRST_TOKEN, ZeroTuning
+from headwise.data import COMPOSED, MASK_FILES, Composed, DataSource, has_masks, photographs, text_prompt, texts_folder
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.statistics import Statistics
 from headwise.harness.request import check_task, harness_python
 from headwise.hub import TRANSFORMERS_FILES, commit, weights_digest, weights_folder
 from headwise.masks.settings import Grounding, Masks, Segmentation, files_of, weights_folders
-from headwise.observation import EMBEDDED, Observation
+from headwise.observation import EMBEDDED, EMBEDDED_TEXT, Observation
 from headwise.profile.settings import Profile
 from headwise.scores.head_impact import HeadImpact
 from headwise.selection import Criterion
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
-EMBEDDED_WEIGHTS = "headwise/weights"
+EMBEDDED_MODELS, EMBEDDED_WEIGHTS = (EMBEDDED, EMBEDDED_TEXT), "headwise/weights"
 DRAWING_CODE = "headwise/scenes.py"
 FOLDERS = ("path", "cutouts", "backgrounds")
 """The fields of `images` that name folders of the user."""
@@ -97,6 +99,7 @@ class Parameters:
         Profile()
     )
     rah_lora: Annotated[RahLora, Field(description="Which heads RAH-LoRA changes, and how far")] = RahLora()
+    zerotuning: Annotated[ZeroTuning, Field(description="Which heads ZeroTuning steers, and how it is found out")] = ZeroTuning()
     evaluation: Annotated[Evaluation, Field(description="How models are asked")] = Evaluation()
     statistics: Annotated[Statistics, Field(description="How sure a comparison of two models has to be")] = Statistics()
     benchmarks: Benchmarks = ()
@@ -106,11 +109,22 @@ class Parameters:
     ] = ()
     shards: Shards = (0, 1)
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where an arm would change nothing that is measured."""
+        steering = {arm: replace(self.zerotuning, **STEERING_ARMS[arm]) for arm in self.arms if arm in STEERING_ARMS}
+        bound = [arm for arm, own in steering.items() if own.readout != "as_is" or own.operator != FIRST_TOKEN]
+        if bound and self.evaluation.closed != "labels":
+            raise ValueError(
+                f"arms {', '.join(bound)}: they change how labels are told apart and no free answer; set evaluation.closed=labels"
+            )
+        if bound and self.benchmarks:
+            raise ValueError(f"arms {', '.join(bound)}: they change how labels are told apart, and benchmarks are answered freely")
+
     def as_params(self) -> dict[str, Any]:
         """The content of `params.yaml`: these fields with folders named from the root, benchmarks by name, and what DVC derives from them:
         `source` and `weights`, the files to watch, `photographs`, `mask_weights` and `benchmark_files`, digests of what lies elsewhere,
-        `layer_arms` and `head_arms`, the arms by what they choose, `head_changes`, what is different in each of the latter, and
-        `evaluated` and `benchmark_names`, what to ask of whom.
+        `layer_arms`, `head_arms` and `steering_arms`, the arms by what they change, `head_changes` and `steering_changes`, what is
+        different in each of the latter two, and `evaluated` and `benchmark_names`, what to ask of whom.
 
         Raises ValueError if the data or a model named here is nowhere, or the photographs are not installed, with the command for it.
         """
@@ -122,18 +136,29 @@ class Parameters:
             "weights": weights(self.attention.model),
             "layer_arms": [arm for arm in self.arms if arm in LAYER_ARMS],
             "head_arms": [arm for arm in self.arms if arm in HEAD_ARMS],
-            "head_changes": {arm: {name: _plain(value) for name, value in HEAD_ARMS[arm].items()} for arm in self.arms if arm in HEAD_ARMS},
+            "head_changes": _changes(self.arms, HEAD_ARMS),
+            "steering_arms": [arm for arm in self.arms if arm in STEERING_ARMS],
+            "steering_changes": _changes(self.arms, STEERING_ARMS),
             "evaluated": list(self.arms),
         }
         watched["photographs"] = photographs(self.images).digest() if self.images.kind == "photos" else ""
-        benchmarks = {source.name: located_benchmark(source) for source in self.benchmarks}
+        benchmarks = {source.name: self._asked(located_benchmark(source)) for source in self.benchmarks}
         watched["benchmark_names"] = list(benchmarks)
         watched["benchmark_files"] = {name: files_digest(source) for name, source in benchmarks.items()}
         plain["benchmarks"] = {name: TypeAdapter(Source).dump_python(source, mode="json") for name, source in benchmarks.items()}
         named = {field: _from_root(given) for field in FOLDERS if (given := getattr(self.images, field))}
+        if self.images.kind == "texts":
+            named["prompt"] = text_prompt(self.images, chat_template=self.attention.chat_template)
         images = {**plain["images"], **named}
         plain["masks"] = TypeAdapter(Masks).dump_python(masks, mode="json")
         return {**plain, "images": images, "attention": {**plain["attention"], "model": located(self.attention.model)}, **watched}
+
+    def _asked(self, source: Source) -> Source:
+        """The source with the words of a text benchmark for a model that just goes on, where nothing else is asked for."""
+        known = BENCHMARKS.get(source.name)
+        if self.attention.chat_template or known is None or known.completion is None or source.prompt is not None:
+            return source
+        return replace(source, prompt=known.completion)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
@@ -162,6 +187,8 @@ def data_name(images: DataSource) -> str:
     """
     if images.kind == "folder":
         return _folder_name(Path(source(images)))
+    if images.kind == "texts":
+        return "-".join([images.texts, *([_digest(_from_root(images.path))] if images.path else [])])
     own = [_from_root(folder) for folder in (images.cutouts, images.backgrounds) if folder]
     parts = [images.kind, *([images.variant] if images.variant != "drift" else []), *([_digest(*own)] if own else [])]
     return "-".join(parts)
@@ -193,7 +220,7 @@ def located(model: str) -> str:
 
 def _model_folder(model: str) -> Path | None:
     folder = Path(model).expanduser()
-    return folder.resolve() if model != EMBEDDED and (folder / "config.json").is_file() else None
+    return folder.resolve() if model not in EMBEDDED_MODELS and (folder / "config.json").is_file() else None
 
 
 def source(images: DataSource) -> str:
@@ -203,6 +230,8 @@ def source(images: DataSource) -> str:
     """
     if images.kind in COMPOSED:
         return DRAWING_CODE
+    if images.kind == "texts" and not images.path:
+        return str(texts_folder(images))
     folder = Path(images.path).expanduser()
     if not images.path or not folder.is_dir():
         raise ValueError(f"images.path = {images.path!r}: no such folder; `headwise data --help` shows what it must hold")
@@ -214,17 +243,20 @@ def weights(model: str) -> str:
 
     Raises ValueError if the model is none of these.
     """
-    if model == EMBEDDED:
+    if model in EMBEDDED_MODELS:
         return EMBEDDED_WEIGHTS
     if folder := _model_folder(model):
         return str(folder)
     if Path(model).expanduser().is_dir() or model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise ValueError(f"model {model!r}: neither {EMBEDDED!r}, nor a folder with a config.json, nor an id on the Hugging Face Hub")
+        own = " nor ".join(map(repr, EMBEDDED_MODELS))
+        raise ValueError(f"model {model!r}: neither {own}, nor a folder with a config.json, nor an id on the Hugging Face Hub")
     return str(weights_folder(model, TRANSFORMERS_FILES))
 
 
 def are_generated(masks: Masks, images: DataSource) -> bool:
     """Whether models make the masks. Raises ValueError if the data's own are asked for and there are none."""
+    if images.kind == "texts":
+        return False
     if masks.source == "exact" and not has_masks(images):
         raise ValueError(f"masks.source = exact, and {images.path} has neither {' nor '.join(MASK_FILES)}; see `headwise data --help`")
     return masks.source == "generated" or (masks.source == "auto" and not has_masks(images))
@@ -277,6 +309,10 @@ def mask_weights(masks: Masks) -> dict[str, str]:
         return {}
     folders = weights_folders(masks)
     return {part: weights_digest(folders[part], files) for part, files in files_of(masks).items()}
+
+
+def _changes(arms: Sequence[str], of: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
+    return {arm: {name: _plain(value) for name, value in of[arm].items()} for arm in arms if arm in of}
 
 
 def _plain(value: object) -> object:

@@ -72,8 +72,9 @@ def against_champion(comparisons: Sequence[Comparison], version: str) -> Verdict
 
 
 def against_idle(claims: Mapping[str, object]) -> list[Verdict]:
-    """An adapter that changes nothing is never better. claims: its calibration.json."""
-    return [Verdict(False, "the adapter changes nothing, as no head was selected or accepted")] if claims.get("accepted") == 0 else []
+    """An adapter that changes nothing is never better. claims: its calibration.json, by which a layer's LoRA always changes something."""
+    changed = claims.get("accepted", claims.get("heads", 1))
+    return [Verdict(False, "the adapter changes nothing, as no head was selected or accepted")] if changed == 0 else []
 
 
 def against_uncommitted(code: Sequence[str]) -> list[Verdict]:

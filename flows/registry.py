@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from flows.parameters import Parameters, data_name, model_name
 from flows.promotion import Verdict
 from flows.tracking import Record
+from headwise.calibration.settings import CALIBRATION
 from headwise.evaluation.table import CHAMPION
 from headwise.files import MANIFEST, new_folder, read_json
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 CHALLENGER = "challenger"
 DIGEST_TAG, BASE_TAG, JUDGEMENT_TAG = "adapter.sha256", "base.revision", "judgement.sha256"
 MODEL = "model"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "calibration.json", MANIFEST)
 SERVED = Path(__file__).with_name("served.py")
 REQUIREMENTS = ("torch", "transformers", "peft", "timm", "safetensors", "pillow")
 
@@ -81,13 +81,13 @@ def fetch_adapter(client: "MlflowClient", version: "ModelVersion", out: Path) ->
     """Put the version's adapter into the folder `out`. Raises ValueError if it cannot be had, or is not the one that was registered."""
     from mlflow.exceptions import MlflowException
 
-    from headwise.calibration.adapter import adapter_digest
+    from headwise.calibration.adapter import CONFIG, adapter_digest, weights_name
 
     with tempfile.TemporaryDirectory() as temporary, new_folder(out) as folder:
         try:
             stored = Path(client.download_artifacts(str(version.run_id), f"{MODEL}/artifacts", temporary))
-            source = next(stored.rglob(ADAPTER_FILES[0])).parent
-            for name in ADAPTER_FILES:
+            source = next(stored.rglob(CONFIG)).parent
+            for name in (CONFIG, weights_name(source), CALIBRATION, MANIFEST):
                 shutil.copyfile(source / name, folder / name)
         except (MlflowException, OSError, StopIteration) as error:
             raise ValueError(f"version {version.version} of {version.name!r}: its adapter is not in MLflow ({error})") from error

@@ -5,6 +5,7 @@
 """
 
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from mlflow.models import set_model
@@ -21,6 +22,7 @@ class AdapterModel(PythonModel):
     """A vision-language model with one of our adapters on it."""
 
     vlm: "VLM"
+    lock: Lock
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the base model named when the adapter was logged, and the adapter folder that lies in the registry.
@@ -30,6 +32,7 @@ class AdapterModel(PythonModel):
         from headwise.calibration.adapter import load_calibrated
 
         assert context.model_config is not None
+        self.lock = Lock()
         self.vlm = load_calibrated(str(context.model_config["model"]), Path(context.artifacts["adapter"]))
 
     # MLflow's short form of predict, whose type hint becomes the signature
@@ -39,7 +42,8 @@ class AdapterModel(PythonModel):
         from headwise.vlm import generate
 
         images = [decode_image(Path(row["image"]).read_bytes(), row["image"]) if row.get("image") else None for row in model_input]
-        return generate(self.vlm, images, [row["question"] for row in model_input], LONGEST_ANSWER)
+        with self.lock:  # a server asks from several threads, and a steered model holds one batch at a time
+            return generate(self.vlm, images, [row["question"] for row in model_input], LONGEST_ANSWER)
 
 
 set_model(AdapterModel())

@@ -18,7 +18,7 @@ from headwise.scores.schema import HEADS, HEADS_FILE, TESTS_FILE
 from headwise.selection import SELECTION_FILE
 
 Rows = list[dict[str, object]]
-METRICS = {"scores": TESTS_FILE, **dict.fromkeys(("calibration", "rah_lora"), "calibration.json"), "profile": PROFILE_FILE}
+METRICS = {"scores": TESTS_FILE, **dict.fromkeys(("calibration", "rah_lora", "zerotuning"), "calibration.json"), "profile": PROFILE_FILE}
 """Where a stage's metrics are, if not in metrics.json; what else lies in its folder is settings."""
 
 

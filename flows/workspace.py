@@ -20,6 +20,8 @@ CONTROLS = "controls-"
 """What the names of the controls' workspaces begin with."""
 ABLATIONS = "ablations-"
 """And those of the ablations of RAH-LoRA."""
+STEERING = "steering-"
+"""And those of ZeroTuning's comparison."""
 MASKS = "masks-"
 """What the names of those begin with in which masks alone are made."""
 
@@ -62,7 +64,7 @@ def find_run(name: str | None) -> Path:
     Raises ValueError naming the runs that exist.
     """
     runs = sorted((run for run in runs_folder().glob("[!.]*") if (run / PARAMS).is_file()), key=_opened)
-    found = [run for run in runs if (run.name == name if name else not run.name.startswith((CONTROLS, ABLATIONS, MASKS)))]
+    found = [run for run in runs if (run.name == name if name else not run.name.startswith((CONTROLS, ABLATIONS, STEERING, MASKS)))]
     if not found:
         known = ", ".join(sorted(run.name for run in runs)) or "none yet: start with `headwise run`"
         raise ValueError(f"no run named {name!r}; the runs are: {known}" if name else f"no run: {known}")

@@ -36,7 +36,24 @@ HEAD_ARMS: Mapping[str, Mapping[str, object]] = {
 percentiles, and hundredths of a step or of a nat; a dot would divide the name where parameters are looked up.
 """
 
-ARMS = (*LAYER_ARMS, *HEAD_ARMS)
+STEERING_ARMS: Mapping[str, Mapping[str, object]] = {
+    "zero": {},
+    "zero-exact": {"profile": "exact"},
+    "zero-entropy": {"objective": "entropy"},
+    "zero-transductive": {"objective": "entropy", "queries": "evaluation"},
+    "zero-shallow": {"layers": (0.0, 1 / 3)},
+    "zero-middle": {"layers": (1 / 3, 2 / 3)},
+    "zero-deep": {"layers": (2 / 3, 1.0)},
+    "zero-second-token": {"operator": "second_token"},
+    "zero-key": {"operator": "key", "up": (1.02, 1.05, 1.1, 1.2), "down": (0.98, 0.95, 0.9, 0.8)},
+    "act": {"operator": "sinks", "up": (), "down": (0.8, 0.6, 0.4, 0.2)},
+    "auto-pasta": {"operator": "quotation", "up": (2.0, 5.0, 20.0, 100.0), "down": ()},
+    "label-bias": {"readout": "bias"},
+    "temperature": {"readout": "temperature"},
+}
+"""ZeroTuning, what it is compared with, and the controls that it has to beat: what differs from the run's settings."""
+
+ARMS = (*LAYER_ARMS, *HEAD_ARMS, *STEERING_ARMS)
 
 
 def known_arm(name: str) -> str:

@@ -5,6 +5,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, get_args
@@ -16,6 +17,9 @@ import pyarrow.parquet as pq
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from headwise.benchmarks.benchmark import Text
+from headwise.benchmarks.choice import CHOICES
+from headwise.benchmarks.texts import TEXTS
 from headwise.calibration.settings import Lora, training_examples
 from headwise.compositions import Composition, split_of
 from headwise.cutouts import Photographs, compose_photograph, installed_photographs, read_photographs
@@ -24,6 +28,7 @@ from headwise.files import read_table, write_table
 from headwise.leakage import BITS, MIN_DISTANCE
 from headwise.masks import rle
 from headwise.masks.coco import INSTANCES, read_coco
+from headwise.reviews import reviews_folder
 from headwise.scenes import compose_scene
 
 Progress = Callable[[int, int], None]
@@ -34,16 +39,20 @@ FOLDER_SHARES = {"calibration": 0.5, "evaluation": 0.35, "forgetting": 0.15}
 Composed = Literal["scenes", "photos"]
 COMPOSED: tuple[Composed, ...] = get_args(Composed)
 FIELDS_OF = {
-    "path": ("folder",),
+    "path": ("folder", "texts"),
+    "texts": ("texts",),
+    "prompt": ("texts",),
     "cutouts": ("photos",),
     "backgrounds": ("photos",),
-    **dict.fromkeys(("variant", *FOLDER_SHARES, "seed"), COMPOSED),
+    **dict.fromkeys(("variant", "forgetting"), COMPOSED),
+    **dict.fromkeys(("calibration", "evaluation", "seed"), (*COMPOSED, "texts")),
 }
 """The fields of DataSource that not every kind of data has a use for."""
 MAX_QUESTIONS = 3
 MIN_IMAGES = 2
 """Fewer images of a split say nothing about the spread between images, and so nothing about how sure a result is."""
 INDEX_LINES = "index.jsonl"
+TEXT_BENCHMARKS = {benchmark.name: benchmark for benchmark in (*TEXTS, *CHOICES)}
 MASK_FILES = (OBJECTS_FILE, INSTANCES)
 """What a folder may have of exact masks; one without either gets masks made."""
 
@@ -53,12 +62,26 @@ class DataSource:
     """Which images and questions a run works on."""
 
     kind: Annotated[
-        Literal["scenes", "photos", "folder"],
-        Field(description="drawn scenes, composed photographs (Debian's Tux Paint stamps on wallpapers), or a folder of your own"),
+        Literal["scenes", "photos", "folder", "texts"],
+        Field(
+            description="drawn scenes, composed photographs (Debian's Tux Paint stamps on wallpapers), a folder of your own, or the texts "
+            "of a benchmark without images"
+        ),
     ] = "scenes"
+    texts: Annotated[Text, Field(description="for kind `texts`: which benchmark")] = "reviews"
+    prompt: Annotated[
+        str | None,
+        Field(
+            description="for kind `texts`: put behind every text; null: the benchmark's question, or, without attention.chat_template, the "
+            "beginning of a sentence to go on with"
+        ),
+    ] = None
     path: Annotated[
         str,
-        Field(description="for kind `folder`: a folder of images with index.jsonl or index.parquet, and its masks if it has any"),
+        Field(
+            description="for kind `folder`: a folder of images with index.jsonl or index.parquet, and its masks if it has any; for `texts` "
+            "the folder with the benchmark's files, empty: the movie reviews of `make reviews`"
+        ),
     ] = ""
     cutouts: Annotated[
         str, Field(description="for kind `photos`: a folder of RGBA cut-outs (PNG) named in a text file beside each or by its file name")
@@ -68,8 +91,8 @@ class DataSource:
         Literal["plain", "drift"],
         Field(description="what calibration and evaluation show: like pretraining, or other light, noise, grounds and names"),
     ] = "drift"
-    calibration: Annotated[int, Field(ge=MIN_IMAGES, description="images to score the heads on and to calibrate with")] = 160
-    evaluation: Annotated[int, Field(ge=MIN_IMAGES, description="images held out for the before/after table")] = 60
+    calibration: Annotated[int, Field(ge=MIN_IMAGES, description="images (texts) to score the heads on and to calibrate with")] = 160
+    evaluation: Annotated[int, Field(ge=MIN_IMAGES, description="images (texts) held out for the before/after table")] = 60
     forgetting: Annotated[int, Field(ge=MIN_IMAGES, description="plain images of the forgetting probe, closed questions alone")] = 60
     seed: Annotated[int, Field(ge=0, description="seed of the images; the same seed gives the same bytes")] = 0
     min_distance: Annotated[
@@ -105,6 +128,38 @@ def photographs(source: DataSource) -> Photographs:
     return read_photographs(Path(source.cutouts).expanduser(), Path(source.backgrounds).expanduser())
 
 
+def texts_folder(source: DataSource) -> Path:
+    """Where the texts' files are. Raises ValueError if no folder is named and they are not the reviews, or those are not there."""
+    if source.path:
+        return Path(source.path).expanduser()
+    if source.texts != "reviews":
+        raise ValueError(f"images.path: empty; {source.texts} is read from the folder of its official files")
+    return reviews_folder()
+
+
+def text_prompt(source: DataSource, *, chat_template: bool) -> str:
+    """What is put behind every text."""
+    benchmark = TEXT_BENCHMARKS[source.texts]
+    own = benchmark.prompt if chat_template or benchmark.completion is None else benchmark.completion
+    return own if source.prompt is None else source.prompt
+
+
+def _drawn_texts(source: DataSource) -> list[Example]:
+    """So many of the texts to calibrate with, and so many others to judge by, drawn by the seed: one task, whatever the subjects. A text
+    that stands there twice counts once. Raises ValueError if there are fewer.
+    """
+    folder, benchmark = texts_folder(source), TEXT_BENCHMARKS[source.texts]
+    read = benchmark.read(folder, folder, text_prompt(source, chat_template=True)).examples
+    found = list({example.question: example for example in read}.values())
+    sizes = {"calibration": source.calibration, "evaluation": source.evaluation}
+    if len(found) < sum(sizes.values()):
+        raise ValueError(
+            f"{source.texts}: {len(found)} texts, {sum(sizes.values())} are asked for: lower images.calibration or .evaluation"
+        )
+    order = iter(np.random.default_rng(source.seed).permutation(len(found)))
+    return [replace(found[next(order)], split=split, task=source.texts) for split, number in sizes.items() for _ in range(number)]
+
+
 def write_data(source: DataSource, folder: Path, progress: Progress) -> dict[str, str]:
     """Write `index.parquet`, `objects.parquet` and `images/`; return the examples left out with their reasons.
 
@@ -113,6 +168,9 @@ def write_data(source: DataSource, folder: Path, progress: Progress) -> dict[str
     (folder / "images").mkdir(parents=True)
     if source.kind == "folder":
         return _write_own(source, folder, progress)
+    if source.kind == "texts":
+        write_examples(_drawn_texts(source), folder)
+        return {}
     examples, objects = [], []
     total = source.calibration + source.evaluation + source.forgetting
     for number, (name, split, composition) in enumerate(_composed(source), start=1):
@@ -129,6 +187,8 @@ def source_inputs(source: DataSource) -> dict[str, Path | str]:
     """What the data set is made from apart from the code, for the manifest: the user's folder, or the digest of the photographs."""
     if source.kind == "folder":
         return {"source": Path(source.path).expanduser()}
+    if source.kind == "texts":
+        return {"source": texts_folder(source)}
     return {"photographs": photographs(source).digest()} if source.kind == "photos" else {}
 
 
@@ -152,7 +212,7 @@ def check_data(examples: Sequence[Example], training: Lora | None, min_images: i
     for split in FOLDER_SHARES:
         groups = {"captions": [e for e in examples if e.split == split and e.task == CAPTION]}
         groups["closed questions"] = [e for e in examples if e.split == split and e.task != CAPTION]
-        numbers = {what: len({example.image for example in group}) for what, group in groups.items() if group}
+        numbers = {what: len({example.image or example.id for example in group}) for what, group in groups.items() if group}
         if few := [f"{what} about {number}" for what, number in numbers.items() if number < MIN_IMAGES]:
             raise ValueError(f"split {split!r} has {few[0]} image, {MIN_IMAGES} at least are needed: add images to it, or leave these out")
         if not numbers and split != "forgetting":
@@ -163,7 +223,7 @@ def check_data(examples: Sequence[Example], training: Lora | None, min_images: i
     calibration = [example for example in examples if example.split == "calibration"]
     if training is not None:
         training_examples(calibration, training)
-    if (number := len({example.image for example in calibration})) < min_images:
+    if (number := len({example.image or example.id for example in calibration})) < min_images:
         raise ValueError(
             f"split 'calibration' has {number} images, the heads need scores.min_images = {min_images} to be scored: add images to it, "
             "or lower the number"

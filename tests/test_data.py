@@ -144,8 +144,8 @@ def test_blank_lines_are_passed_over_and_lines_still_counted(tmp_path: Path) -> 
     ("changed", "message"),
     [
         ({"kind": "scenes", "cutouts": "a"}, "cutouts is for photos, and the data are of kind 'scenes'"),
-        ({"kind": "photos", "path": "a"}, "path is for folder, and the data are of kind 'photos'"),
-        ({"kind": "folder", "path": "a", "seed": 1}, "seed is for scenes and photos, and the data are of kind 'folder'"),
+        ({"kind": "photos", "path": "a"}, "path is for folder and texts, and the data are of kind 'photos'"),
+        ({"kind": "folder", "path": "a", "seed": 1}, "seed is for scenes and photos and texts, and the data are of kind 'folder'"),
     ],
 )
 def test_a_field_that_would_be_ignored_is_refused(changed: dict[str, object], message: str) -> None:

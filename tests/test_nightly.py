@@ -20,11 +20,14 @@ from flows.nightly import Result, arm_stages, nightly, shared_stages
 from flows.parameters import Night as Settings
 from flows.parameters import Parameters
 from flows.registry import registered_name
+from flows.steering import steering
 from flows.tracking import open_client
 from headwise.arms import HEAD_ARMS
 from headwise.benchmarks.benchmark import Source
+from headwise.calibration.adapter import load
 from headwise.calibration.rah_lora.settings import RahLora
 from headwise.calibration.settings import Lora
+from headwise.calibration.zerotuning.settings import ZeroTuning
 from headwise.data import DataSource
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.statistics import Statistics
@@ -36,6 +39,7 @@ from headwise.selection import Criterion
 from headwise.vlm import load_vlm
 from tests import tiny
 from tests.flows.project import ROOT, commit, git
+from tests.test_texts import sst2
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -117,7 +121,7 @@ def test_every_stage_ran_and_the_second_run_recomputed_nothing(night: Night) -> 
 
 def test_the_adapter_loads_in_the_model_and_is_the_one_that_was_traced(night: Night) -> None:
     adapter = night.folder / "data/adapters/top"
-    assert load_vlm(night.parameters.attention.model, adapter=adapter, dtype="float32").num_layers == tiny.NUM_LAYERS
+    assert load(load_vlm(night.parameters.attention.model, dtype="float32"), adapter).num_layers == tiny.NUM_LAYERS
     digest = read_json(adapter / "calibration.json")["adapter_sha256"]
     base_digest = read_json(adapter / "calibration.json")["base_sha256"]
     traced = read_json(night.folder / "lineage.json")["adapters"]
@@ -132,7 +136,7 @@ def test_the_adapter_loads_in_the_model_and_is_the_one_that_was_traced(night: Ni
 
 def test_rah_lora_calibrated_heads_without_labels(night: Night) -> None:
     adapter = night.folder / "data/adapters/rah"
-    assert load_vlm(night.parameters.attention.model, adapter=adapter, dtype="float32").num_layers == tiny.NUM_LAYERS
+    assert load(load_vlm(night.parameters.attention.model, dtype="float32"), adapter).num_layers == tiny.NUM_LAYERS
     found = read_json(adapter / "calibration.json")
     assert found["accepted"] and 0 < float(str(found["kl"])) <= night.parameters.rah_lora.delta
     assert "arm “rah” calibrated" in night.first.report.read_text(encoding="utf-8")
@@ -220,6 +224,32 @@ def test_the_ablations_end_in_a_page_though_an_arm_fails(night: Night, monkeypat
     assert {("| photos", arm, "base") for arm in ("rah", "rah of the other data")} <= lines
     assert "- scenes, rah-random, seed 7: " in text and "rank" in text and not [line for line in lines if line[1] == "rah-random"]
     assert "scenes, single heads:" in text and "photos, single heads:" in text and "scenes, singular values:" in text
+
+
+@pytest.mark.slow
+def test_steering_is_judged_on_texts_and_ends_in_a_page(night: Night, tmp_path: Path) -> None:
+    """A night whose candidate steers a text-only model, and the comparison with its controls and with an arm that fails."""
+    model = tiny.save(tiny.new_tiny_lm(), tmp_path / "lm")
+    settings = replace(
+        night.parameters,
+        images=DataSource(kind="texts", texts="sst2", path=str(sst2(tmp_path / "files", 60)), calibration=30, evaluation=30),
+        attention=Observation(model=str(model), dtype="float32", chat_template=False),
+        evaluation=Evaluation(closed="labels"),
+        zerotuning=ZeroTuning(examples=20, shares=(0.3,), up=(2.0,), down=(0.5,)),
+        benchmarks=(),
+        arms=("zero", "label-bias"),
+        name="steered",
+    )
+    result = _run(settings)
+    assert set(result.comparisons) == {"zero", "label-bias"} and result.sentence.startswith("No champion:")
+    assert "Steering, arm by arm" in result.report.read_text(encoding="utf-8")
+    plain = Parameters(**{field.name: getattr(settings, field.name) for field in fields(Parameters)})
+    page = steering(replace(plain, arms=("zero", "zero-exact", "label-bias", "temperature", "auto-pasta")), seeds=(7, 8))
+    assert isinstance(page, Path)
+    text = page.read_text(encoding="utf-8")
+    arms = [line.split(" | ")[0] for line in text.partition("\n\n")[0].splitlines()[2:]]
+    assert arms == [f"| {arm}" for arm in ("base", "zero", "zero-exact", "label-bias", "temperature", "auto-pasta")]
+    assert "zero against the control label-bias" in text and "zero against zero-exact" in text and "rank correlation" in text
 
 
 @flow(persist_result=False)

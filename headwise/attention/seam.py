@@ -30,8 +30,8 @@ Output = Float[Tensor, "batch query head value_width"]
 Visitor = Callable[[Attention, Output], Tensor | None]
 """Called once per layer with the layer's output; what it returns, unless None, takes the output's place."""
 
-Bias = Callable[[int, Tensor], FirstBias]
-"""From a layer and its queries to what is added to its scores."""
+Bias = Callable[[Attention], FirstBias]
+"""From what a layer computes its attention from to what is added to its scores."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def visited_attention(
         attention, output = _computed(Attention(layer, query, key, value, attention_mask, scale, causal, softcap), module)
         with _exact_products():
             if visit.bias is not None:
-                attention, output = _biased(attention, output, visit.bias(layer, query))
+                attention, output = _biased(attention, output, visit.bias(attention))
             for visitor in visit.visitors:
                 replaced = visitor(attention, output)
                 output = output if replaced is None else replaced

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import polars as pl
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -21,7 +21,8 @@ SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 
 
 Pictured = Literal["vqav2", "gqa", "textvqa", "vizwiz", "scienceqa", "pope", "mme", "coco", "refcoco", "grounding"]
-Text = Literal["sst2", "mr", "sst5", "subj", "trec", "cb", "boolq", "arc"]
+Text = Literal["sst2", "mr", "reviews", "sst5", "subj", "trec", "cb", "boolq", "arc", "mmlu", "aqua", "mathqa", "logiqa", "csqa", "piqa"]
+TEXT_NAMES: tuple[Text, ...] = get_args(Text)
 LMMS = "lmms-"
 Harnessed = Annotated[str, Field(pattern=f"^{LMMS}[A-Za-z0-9_-]+$")]
 """A task of lmms-eval, which asks and judges it."""
@@ -67,7 +68,8 @@ class Source:
 class Benchmark:
     """One benchmark. protocol: what a figure of it means, with a number that changes when that does. read: the questions from the folder
     of its files and that of its images, with the prompt. figures: what its authors report beside the mean of `right`.
-    max_new_tokens: the longest answer, where it needs more than a word.
+    max_new_tokens: the longest answer, where it needs more than a word. completion: in the prompt's place where no chat template writes
+    the turns.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Benchmark:
     prompt: str = SHORT_ANSWER
     figures: Figures | None = None
     max_new_tokens: int | None = None
+    completion: str | None = None
 
 
 def ask(

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from headwise.benchmarks.benchmark import Benchmark, Source, drawn
-from headwise.benchmarks.choice import ARC, SCIENCEQA
+from headwise.benchmarks.choice import CHOICES, SCIENCEQA
 from headwise.benchmarks.coco import COCO, REFCOCO, chair_examples
 from headwise.benchmarks.grounding import GROUNDING, own_grounding
 from headwise.benchmarks.hallucination import MME, POPE, SETTINGS, pope_examples
@@ -20,7 +20,7 @@ from headwise.files import read_table
 from headwise.hub import dataset_folder, weights_digest
 
 BENCHMARKS: dict[str, Benchmark] = {
-    one.name: one for one in (VQAV2, GQA, TEXTVQA, VIZWIZ, SCIENCEQA, POPE, MME, COCO, REFCOCO, GROUNDING, *TEXTS, ARC)
+    one.name: one for one in (VQAV2, GQA, TEXTVQA, VIZWIZ, SCIENCEQA, POPE, MME, COCO, REFCOCO, GROUNDING, *TEXTS, *CHOICES)
 }
 TASK_FILES = ("*.yaml", "*.py", "*.json", "*.jsonl", "*.csv", "*.parquet")
 """What defines a task for lmms-eval, and its questions where they lie beside it."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from math import prod
@@ -18,12 +18,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from headwise.calibration.settings import CALIBRATION
+from headwise.calibration.steering import CONFIG, STEERING, is_steering, read_readout, read_steering, steered, wants_template
 from headwise.checkpoints import restored_flags
 from headwise.files import new_folder, read_json, sha256_file, write_json
+from headwise.labels import Readout
 from headwise.likelihood import answer_logits
-from headwise.vlm import VLM, Batch, adapt, load_vlm, with_adapter
+from headwise.vlm import VLM, Batch, load_vlm, with_adapter
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
+HELD = "_headwise_adapter"
+"""Where a model keeps what takes its adapter off again."""
 LOADED_TOLERANCE = 1e-5
 """Largest difference of a logit between the trained model and the loaded folder; times the largest logit where that is above 1."""
 MERGED_TOLERANCE = 1e-4
@@ -55,26 +59,33 @@ def write_adapter(config: LoraConfig, weights: Mapping[str, Tensor], model: str,
 
 
 def load_calibrated(model: str, folder: Path) -> VLM:
-    """The base model in the type that it was calibrated in, proved to be the one of calibration.json, with the adapter on it.
+    """The base model in the type and with the form of prompts that it was calibrated in, proved to be the one of calibration.json, with the
+    adapter on it.
 
-    Raises ValueError with both digests if the model has other weights than the adapter was trained on.
+    Raises ValueError with both digests if the model has other weights than the adapter was trained on, or if the adapter only changes how
+    labels are told apart.
     """
+    if read_readout(folder) != Readout():
+        raise ValueError(f"{folder}: changes how labels are told apart and no answer, so there is no model to load")
     calibration: dict[str, Any] = read_json(folder / CALIBRATION)
-    vlm = load_vlm(model, dtype=calibration["dtype"])
+    vlm = load_vlm(model, dtype=calibration["dtype"], chat_template=wants_template(folder))
     expected, found = calibration["base_sha256"], weights_digest(vlm.base)
     if found != expected:
         raise ValueError(
             f"{model}: the weights have sha256 {found}, the adapter was trained on {expected}: give the model that it belongs to, or "
             "calibrate this one"
         )
-    return adapt(vlm, folder)
+    return load(vlm, folder)
 
 
 def export_merged(model: str, folder: Path, out: Path) -> None:
     """Write the model with the adapter merged into its weights as a plain transformers folder, for software that knows no adapters.
 
-    Merged in fp32 and rounded once to the type of the calibration. Raises ValueError if the adapter was trained on another model.
+    Merged in fp32 and rounded once to the type of the calibration. Raises ValueError if the adapter was trained on another model, or
+    changes no weights.
     """
+    if is_steering(folder):
+        raise ValueError(f"{folder}: steers attention and changes no weights, so there is nothing to merge: load it onto the model instead")
     vlm = load_calibrated(model, folder)
     assert isinstance(vlm.model, PeftModel)
     dtype: Any = vlm.dtype
@@ -86,14 +97,19 @@ def export_merged(model: str, folder: Path, out: Path) -> None:
 
 def adapter_digest(folder: Path) -> str:
     """SHA-256 of the adapter: of the digests of its configuration and its weights, whatever else lies in the folder."""
-    lines = "".join(f"{sha256_file(folder / name)}  {name}\n" for name in (CONFIG, WEIGHTS))
+    lines = "".join(f"{sha256_file(folder / name)}  {name}\n" for name in (CONFIG, weights_name(folder)))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def parameter_count(folder: Path) -> int:
     """How many numbers the adapter's weights hold, from the header alone."""
-    with safe_open(folder / WEIGHTS, "pt") as weights:
+    with safe_open(folder / weights_name(folder), "pt") as weights:
         return sum(prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118 - no mapping
+
+
+def weights_name(folder: Path) -> str:
+    """The file that holds what the adapter changes."""
+    return STEERING if is_steering(folder) else WEIGHTS
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -105,15 +121,47 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def load(vlm: VLM, folder: Path) -> VLM:
+    """The model with the adapter on it, a PEFT folder or one that steers attention, until `unload` takes it off again.
+
+    It works in forward passes and in generation, by Headwise or by plain transformers on `vlm.base`; steering by another operator than
+    `first_token` in passes without a cache alone. One thread at a time may run a model that is steered. Raises ValueError if the folder is
+    neither, or for another model, or if the model has an adapter already.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder}: no {CONFIG} here, so it is no adapter")
+    if HELD in vlm.base.__dict__:
+        raise ValueError(f"{folder}: the model has an adapter already: unload it first")
+    with ExitStack() as held:
+        adapted = vlm
+        if is_steering(folder):
+            held.enter_context(steered(vlm, read_steering(vlm, folder)))
+        else:
+            held.enter_context(restored_flags(vlm.base))
+            model = with_adapter(vlm.base, folder).eval()
+            held.callback(model.unload)  # called by `unload` alone: a process that ends with the adapter on just ends
+            adapted = replace(vlm, model=model)
+        vlm.base.__dict__[HELD] = held.pop_all()
+    return adapted
+
+
+def unload(vlm: VLM) -> VLM:
+    """The model as it was before `load`, to the bit. Raises ValueError if nothing was loaded."""
+    if HELD not in vlm.base.__dict__:
+        raise ValueError("the model has no adapter that was loaded by headwise.calibration.adapter.load")
+    base = vlm.base
+    base.__dict__.pop(HELD).close()
+    return replace(vlm, model=base)
+
+
 @contextmanager
 def attached(vlm: VLM, folder: Path) -> Iterator[VLM]:
-    """The model with the adapter on it, by plain PEFT; taken off again at the end, so merge it on a copy only."""
-    with restored_flags(vlm.base):
-        adapted = with_adapter(vlm.base, folder).eval()
-        try:
-            yield replace(vlm, model=adapted)
-        finally:
-            adapted.unload()
+    """The model with the adapter on it inside the block, so merge it on a copy only. Raises ValueError as `load`."""
+    adapted = load(vlm, folder)
+    try:
+        yield adapted
+    finally:
+        unload(adapted)
 
 
 def prove_adapter(vlm: VLM, folder: Path, batch: Batch, trained: Float[Tensor, "target vocabulary"]) -> Proof:

@@ -17,14 +17,15 @@ def library_versions() -> dict[str, str]:
 
 def conditions(folder: Path) -> dict[str, object]:
     """The conditions in an evaluation's manifest: the digest of the data's index or of a benchmark's files, how much of it was asked, the
-    digest of the questions with their images, by which protocol, the model's revision, its number type, the settings, the versions of the
-    libraries. What the manifest does not say is None.
+    digest of the questions with their images, by which protocol, the model's revision, its number type, whether its chat template wrote the
+    prompts, the settings, the versions of the libraries. What the manifest does not say is None.
     """
     manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     inputs = manifest.get("inputs")
     digests = {name: inputs.get(name) if isinstance(inputs, Mapping) else None for name in ("index", "files")}
     return digests | {
-        name: manifest.get(name) for name in ("source", "asked", "protocol", "shards", "model", "dtype", "settings", "versions")
+        name: manifest.get(name)
+        for name in ("source", "asked", "protocol", "shards", "model", "dtype", "chat_template", "settings", "versions")
     }
 
 

@@ -14,6 +14,7 @@ from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[reportMissingImports]
 from PIL import Image, ImageOps
 
+from headwise.calibration.adapter import load
 from headwise.examples import BadExample, to_rgb
 from headwise.likelihood import read_answers
 from headwise.observation import EMBEDDED
@@ -41,7 +42,8 @@ class Headwise(lmms):  # pyright: ignore[reportUntypedBaseClass]
     ) -> None:
         """images: a folder to write each image to that is asked about. max_batch_size: lmms-eval's command gives one; it is not used."""
         super().__init__()
-        self.vlm = load_vlm(model, adapter=Path(adapter) if adapter else None, dtype=dtype, device=device)
+        base = load_vlm(model, dtype=dtype, device=device)
+        self.vlm = load(base, Path(adapter)) if adapter else base
         self.image_names: dict[Document, str | None] = {}
         self._batch_size, self._progress = int(batch_size), progress
         self._folder = Path(images) if images else None

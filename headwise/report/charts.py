@@ -24,6 +24,7 @@ NAMES = {
     "visual_mass": "Attention that falls on the image",
     "isal": "I-SAL (z-score within the layer)",
     "caf": "Causal flow (CAF)",
+    "effect": "Change of the loss per unit of log gamma",
 }
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 4.6, 0.55, 0.15, 0.12, 1.02
 """Inches. The heat map and the strips share these margins, so that their layers stand at the same height side by side."""

@@ -22,8 +22,8 @@ CLAIMS = ("targets", "accepted", "rolled_back", "skipped", "damping", "kl")
 
 
 @dataclass(frozen=True)
-class TargetsSection:
-    """The pictures of the first arm with their captions, a row per arm, and a row per target of the first arm."""
+class CalibratedSection:
+    """Heads that were chosen: the pictures of the first arm with their captions, a row per arm, and what the first arm looked at."""
 
     sentence: str
     pictures: tuple[tuple[Picture, str], ...]
@@ -31,14 +31,14 @@ class TargetsSection:
     heads: Table
 
 
-def targets_section(data: Path, folder: Path) -> TargetsSection | None:
+def targets_section(data: Path, folder: Path) -> CalibratedSection | None:
     """What RAH-LoRA did, of the first of its arms in detail; None if it did nothing here."""
     arms = [arm for arm in HEAD_ARMS if (data / "adapters" / arm / TARGETS_FILE).is_file()]
     if not arms or not (data / "profile" / HEADS_FILE).is_file():
         return None
     adapter = data / "adapters" / arms[0]
     targets, profile = read_table(adapter / TARGETS_FILE, TARGETS), read_table(data / "profile" / HEADS_FILE, HEADS)
-    return TargetsSection(
+    return CalibratedSection(
         sentence=_sentence(arms[0], targets, read_json(data / "profile" / PROFILE_FILE)),
         pictures=_pictures(profile, targets, adapter, folder),
         arms=_arms_table(data / "adapters", arms),
@@ -107,4 +107,4 @@ def _heads_table(arm: str, targets: pl.DataFrame) -> Table:
         ends = (number(row[name]) for name in ("effective_rank", "alpha", "kl_after"))
         outcome = row["outcome"] + (f": {row['reason']}" if row["reason"] else "")
         rows.append((f"layer {row['layer']}, head {row['head']}", *figures, anchors or "–", *ends, outcome))
-    return Table(f"The targets of the arm {arm}", columns, tuple(rows))
+    return Table(f"The targets of the arm {arm}", columns, tuple(rows), words=(4, 8))

@@ -11,6 +11,7 @@ from headwise.report.head_targets import targets_section
 from headwise.report.records import bad_examples, manifest_table, statistical_tests, words
 from headwise.report.results import read_results, read_statistics
 from headwise.report.sections import heads_section, losses_section, overlays_section, read_scores, summary
+from headwise.report.steered_heads import steering_section
 from headwise.report.themes import DARK, LIGHT
 
 GENERATOR = "Headwise report"
@@ -33,7 +34,7 @@ ABSENT = {
     "masks": "No mask has been made: not yet, or no arm of this run needs one.",
     "overlays": "No calibration example has an image, a usable mask and attention over the image yet.",
     "losses": "No layer has been trained: not yet, or no arm of this run trains.",
-    "targets": "No head has been calibrated by RAH-LoRA yet.",
+    "targets": "No single heads have been calibrated, by RAH-LoRA or ZeroTuning: not yet, or no arm of this run does that.",
     "bad": "No step that came to its end left an example out.",
     "run": "No run has come to its end here yet, so there are no ids to show.",
     "manifests": "No step has written its manifest yet.",
@@ -85,7 +86,7 @@ def _context(data: Path, folder: Path, run: Mapping[str, str]) -> dict[str, obje
         "overlays": overlays_section(data, scores, folder / "overlays") if scores else None,
         "masks": masks_section(data, folder / "masks"),
         "losses": losses_section(data / "adapters", folder / "charts"),
-        "targets": targets_section(data, folder / "charts"),
+        "targets": [found for section in (targets_section, steering_section) if (found := section(data, folder / "charts"))],
         "bad": bad_examples(data),
         "manifests": manifest_table(data),
     }

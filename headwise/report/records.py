@@ -24,11 +24,15 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Table:
-    """A plain table: what it shows, the heads of its columns (none where it is pairs), and rows of text, the first cell naming the row."""
+    """A plain table: what it shows, the heads of its columns (none where it is pairs), and rows of text, the first cell naming the row.
+
+    words: the columns, counted from 0, that hold words rather than figures.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    words: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def _encoded(vlm: VLM, image: Image.Image | None, question: str, answer: str | N
         assert isinstance(vlm.processor, ProcessorMixin)
         placement = vlm.family.layout(vlm.processor, vlm.base.config, (image.height, image.width), found)
     kinds = prompt_kinds([token == vlm.visual_id for token in ids], placement.is_cell)
-    own = [] if answer is None else [*_answer(vlm, answer), vlm.end_id]
+    own = [] if answer is None else [*answer_ids(vlm, answer), vlm.end_id]
     _check_length(vlm, len(ids) + len(own), question)
     kinds += [*[Kind.ANSWER] * (len(own) - 1), Kind.NONE][: len(own)]
     read = _parameters(vlm)
@@ -147,8 +147,10 @@ def _bare_prompt(vlm: VLM, image: Image.Image | None, question: str) -> dict[str
     return {"input_ids": torch.tensor([ids]), "token_type_ids": torch.zeros(1, len(ids), dtype=torch.int64), **found}
 
 
-def _answer(vlm: VLM, answer: str) -> list[int]:
-    ids = vlm.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+def answer_ids(vlm: VLM, answer: str) -> list[int]:
+    """The tokens of an answer: as an assistant writes it, or behind a space where a bare text goes on. Raises BadExample if it has none."""
+    goes_on = vlm.visual_id is None and not vlm.has_template and answer and not answer[0].isspace()
+    ids = vlm.tokenizer(f" {answer}" if goes_on else answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     if not ids:
         raise BadExample(f"the answer {answer!r} has no tokens")
     return list(ids)

@@ -1,7 +1,6 @@
 """Load a model with its processor from a folder, from the Hub, or the embedded one."""
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,17 @@ from transformers import (
 
 from headwise.checkpoints import Dtype, quiet, torch_device, torch_dtype
 from headwise.files import sha256_tree
-from headwise.observation import EMBEDDED
+from headwise.observation import EMBEDDED, EMBEDDED_TEXT, Observation
 from headwise.vlm.families import FAMILIES, VLM, Family
 
 
-def load_vlm(source: str | Path, *, adapter: Path | None = None, dtype: Dtype = "auto", device: str = "auto") -> VLM:
-    """Load a transformers folder, a model of the Hugging Face Hub, or `headwise-smol`, with a PEFT adapter on it if one is given.
+def load_vlm(source: str | Path, *, dtype: Dtype = "auto", device: str = "auto", chat_template: bool = True) -> VLM:
+    """Load a transformers folder, a model of the Hugging Face Hub, `headwise-smol`, or `smollm2-135m-instruct`.
 
-    dtype `auto` is bfloat16 where the hardware multiplies it (CUDA, CPUs with AMX or AVX512-BF16), else float32. Code that comes with a
-    model is never run. Raises ValueError if the source cannot be read, its family is unknown, its processor lacks a setting, or the
-    adapter is no PEFT folder.
+    chat_template: whether it writes the prompts; a text-only model can do without, and goes on with the prompt's text. dtype `auto` is
+    bfloat16 where the hardware multiplies it (CUDA, CPUs with AMX or AVX512-BF16), else float32. Code that comes with a model is never run.
+    Raises ValueError if the source cannot be read, its family is unknown, its processor lacks a setting, or the model sees and is to do
+    without its chat template.
     """
     path = model_path(source)
     where = torch_device(device)
@@ -47,21 +47,22 @@ def load_vlm(source: str | Path, *, adapter: Path | None = None, dtype: Dtype = 
     if getattr(processor, "patch_size", 0) is None:
         side = getattr(config.vision_config, "patch_size", "the vision tower's stride")
         raise ValueError(f"{source}: its processor does not know how many tokens an image takes: save it with patch_size={side}")
+    if not chat_template and processor.chat_template:
+        if family.layout:
+            raise ValueError(f"{source}: chat_template = false is for text alone; what this model makes of images its template says")
+        processor.chat_template = None
     model.to(where).eval()
-    vlm = VLM(model, processor, family)
-    return vlm if adapter is None else adapt(vlm, adapter)
+    return VLM(model, processor, family)
 
 
-def adapt(vlm: VLM, adapter: Path) -> VLM:
-    """The model with the adapter on it, for inference. Raises ValueError if it is no PEFT folder, or one for other modules."""
-    if not (adapter / "adapter_config.json").is_file():
-        raise ValueError(f"{adapter}: no adapter_config.json here, so it is no PEFT adapter")
-    return replace(vlm, model=with_adapter(vlm.base, adapter).eval())
+def load_observed(observed: Observation) -> VLM:
+    """The model of a run. Raises ValueError as `load_vlm`."""
+    return load_vlm(observed.model, dtype=observed.dtype, chat_template=observed.chat_template)
 
 
 def with_adapter(model: nn.Module, adapter: Path) -> PeftModel:
-    """The model with the adapter on it. Raises ValueError unless every tensor of the adapter finds its place and every place its tensor:
-    PEFT would warn of the one, ignore the other, and go on with an adapter that does little or nothing.
+    """The model with the PEFT adapter on it. Raises ValueError unless every tensor of it finds its place and every place its tensor: PEFT
+    would warn of the one, ignore the other, and go on with an adapter that does little or nothing.
     """
     with quiet():
         warnings.filterwarnings("error", message="Found missing adapter keys")
@@ -77,16 +78,18 @@ def with_adapter(model: nn.Module, adapter: Path) -> PeftModel:
 
 def model_path(source: str | Path) -> str:
     """The source as transformers takes it; the embedded model becomes its folder. Raises ValueError on a path where nothing is."""
-    if source == EMBEDDED:
-        from headwise.smol import smol_path  # unpacks and checks the weights, which other sources do not need
+    if source in (EMBEDDED, EMBEDDED_TEXT):
+        from headwise.smol import smol_path, text_path  # unpack and check the weights, which other sources do not need
 
-        return str(smol_path())
+        return str(smol_path() if source == EMBEDDED else text_path())
     if Path(source).is_dir():
         if not (Path(source) / "config.json").is_file():
             raise ValueError(f"{source}: no config.json here, so it is no transformers folder")
         return str(source)
     if isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise ValueError(f"{source}: no such folder; give a transformers folder, a model of the Hugging Face Hub, or {EMBEDDED!r}")
+        raise ValueError(
+            f"{source}: no such folder; give a transformers folder, a model of the Hugging Face Hub, {EMBEDDED!r} or {EMBEDDED_TEXT!r}"
+        )
     return str(source)
 
 

@@ -175,6 +175,10 @@ def sst2(folder: Path) -> None:
     write(folder / "dev.tsv", 'sentence\tlabel\nit \'s a charming journey .\t1\nunflinchingly "bleak" and desperate\t0\n')
 
 
+def reviews(folder: Path) -> None:
+    write(folder / "movieReviewSnippets_GroundTruth.txt", "1\t2.27\tThe Rock is new.\n2\t-0.6\ttoo tepid\n3\t-1.5\tA bore.\n")
+
+
 def mr(folder: Path) -> None:
     (folder / "rt-polarity.pos").write_bytes("a caf\xe9 of a film\n".encode("latin-1"))
     (folder / "rt-polarity.neg").write_bytes(b"simplistic , silly \x85 and tedious .\n")
@@ -217,6 +221,45 @@ def arc(folder: Path) -> None:
     write(folder / "ARC-Challenge-Test.jsonl", f"{line('Mercury_1', 'ABCD', 'C')}\n{line('NYSEDREGENTS_2', '1234', '2')}\n")
 
 
+def csqa(folder: Path) -> None:
+    choices = [{"label": label, "text": text} for label, text in zip("ABCDE", ("bank", "library", "shop", "mall", "york"), strict=True)]
+    line = {"answerKey": "A", "id": "075e483d", "question": {"question_concept": "door", "choices": choices, "stem": "Where to?"}}
+    write(folder / "dev_rand_split.jsonl", json.dumps(line))
+
+
+def mmlu(folder: Path) -> None:
+    write(
+        folder / "test/anatomy_test.csv", 'A lesion of the facial nerve?,"paralysis, of all",of taste,of tears,none,A\nWhich?,1,2,3,4,D\n'
+    )
+    write(folder / "test/virology_test.csv", '"Which virus, if any?",HIV,HPV,RSV,HBV,B\n')
+
+
+def aqua(folder: Path) -> None:
+    lines = [{"question": "How far?", "options": ["A)5(3) km", "B)6 km", "C)7", "D)8", "E)9"], "rationale": "So E.", "correct": "E"}] * 2
+    write(folder / "test.json", "\n".join(map(json.dumps, lines)))
+
+
+def mathqa(folder: Path) -> None:
+    problem = {
+        "Problem": "how many ?",
+        "Rationale": "x",
+        "options": "a ) 1 , 200 , b ) 27.5 , c ) 30 , d ) none , e ) rs . 4",
+        "correct": "d",
+    }
+    write(folder / "test.json", json.dumps([problem, {**problem, "correct": "a"}]))
+
+
+def logiqa(folder: Path) -> None:
+    block = "\nc\nAll A are B.\nWhich follows?\nA.Some A.\nB.No A.\nC.All B.\nD.None.\n"
+    write(folder / "Test.txt", block * 2)
+
+
+def piqa(folder: Path) -> None:
+    lines = [{"goal": "To boil water", "sol1": "heat it.", "sol2": "cool it."}, {"goal": "To dry", "sol1": "rain.", "sol2": "sun."}]
+    write(folder / "valid.jsonl", "\n".join(map(json.dumps, lines)))
+    write(folder / "valid-labels.lst", "0\n1\n")
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     function.__name__: function
     for function in (
@@ -232,11 +275,18 @@ WRITERS: dict[str, Callable[[Path], None]] = {
         grounding,
         sst2,
         mr,
+        reviews,
         subj,
         sst5,
         trec,
         cb,
         boolq,
         arc,
+        mmlu,
+        aqua,
+        mathqa,
+        logiqa,
+        csqa,
+        piqa,
     )
 }

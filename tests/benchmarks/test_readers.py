@@ -142,6 +142,7 @@ def test_refcoco_reads_the_authors_pickle_and_runs_nothing_in_it(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "texts"),
     [
+        ("reviews", {"Review: The Rock is new.": "positive", "Review: A bore.": "negative"}),
         ("sst2", {"Review: it 's a charming journey .": "positive", 'Review: unflinchingly "bleak" and desperate': "negative"}),
         ("mr", {"Review: a café of a film": "positive", "Review: simplistic , silly \x85 and tedious .": "negative"}),
         (
@@ -166,6 +167,44 @@ def test_arc_turns_numbers_into_letters(tmp_path: Path) -> None:
     WRITERS["arc"](tmp_path)
     found = by_id(read("arc", tmp_path))
     assert found["Mercury_1"].answers == ("C", "option C") and found["NYSEDREGENTS_2"].answers == ("B", "option 2")
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "task", "question", "answers"),
+    [
+        ("mmlu", 3, "virology", "Which virus, if any?\nA. HIV\nB. HPV\nC. RSV\nD. HBV", ("B", "HPV")),
+        ("aqua", 2, "choice", "How far?\nA. 5(3) km\nB. 6 km\nC. 7\nD. 8\nE. 9", ("E", "9")),
+        ("mathqa", 2, "choice", "how many ?\nA. 1 , 200\nB. 27.5\nC. 30\nD. none\nE. rs . 4", ("A", "1 , 200")),
+        ("logiqa", 2, "choice", "All A are B.\nWhich follows?\nA. Some A.\nB. No A.\nC. All B.\nD. None.", ("C", "All B.")),
+        ("csqa", 1, "choice", "Where to?\nA. bank\nB. library\nC. shop\nD. mall\nE. york", ("A", "bank")),
+        ("piqa", 2, "choice", "To dry\nA. rain.\nB. sun.", ("B", "sun.")),
+    ],
+)
+def test_multiple_choice(tmp_path: Path, name: str, number: int, task: str, question: str, answers: tuple[str, str]) -> None:
+    WRITERS[name](tmp_path)
+    *_, last = examples = read(name, tmp_path).examples
+    assert len(examples) == number and last.question.startswith(f"{question}\nAnswer with the option's letter")
+    assert (last.task, last.answers) == (task, answers)
+
+
+def test_a_letter_that_is_no_option_and_labels_that_are_missing_are_named(tmp_path: Path) -> None:
+    for name in ("aqua", "piqa", "logiqa", "mmlu"):
+        WRITERS[name](tmp_path / name)
+    path = tmp_path / "aqua/test.json"
+    path.write_text(path.read_text().replace('"correct": "E"', '"correct": "F"'))
+    with pytest.raises(ValueError, match=r"test\.json, question 0: 'F' is none of its 5 options"):
+        read("aqua", tmp_path / "aqua")
+    (tmp_path / "piqa/valid-labels.lst").write_text("0\n")
+    with pytest.raises(ValueError, match=r"valid-labels\.lst: 1 labels for 2 goals"):
+        read("piqa", tmp_path / "piqa")
+    with (tmp_path / "logiqa/Test.txt").open("a") as file:
+        file.write("\na\n")
+    with pytest.raises(ValueError, match="which are no blocks of eight"):
+        read("logiqa", tmp_path / "logiqa")
+    with (tmp_path / "mmlu/test/anatomy_test.csv").open("a") as file:
+        file.write("What?,1,2,A\n")
+    with pytest.raises(ValueError, match=r"anatomy_test\.csv, row 3: a question, four options and a letter"):
+        read("mmlu", tmp_path / "mmlu")
 
 
 def test_a_limit_draws_whole_images_and_the_seed_says_which(tmp_path: Path) -> None:

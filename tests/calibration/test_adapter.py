@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from headwise.attention.edits import Edits, editing
 from headwise.calibration import adapter as adapter_module
 from headwise.calibration.adapter import (
     CONFIG,
@@ -17,17 +18,21 @@ from headwise.calibration.adapter import (
     adapter_digest,
     attached,
     export_merged,
+    load,
     load_calibrated,
     parameter_count,
     prove_adapter,
+    unload,
     weights_digest,
     write_adapter,
 )
 from headwise.calibration.lora import fit_lora
 from headwise.calibration.settings import CALIBRATION, Lora
+from headwise.calibration.steering import STEERING, Steering, is_steering, read_readout, write_steering
 from headwise.files import write_json
+from headwise.labels import Readout
 from headwise.likelihood import answer_logits
-from headwise.vlm import load_vlm
+from headwise.vlm import encode, generate_ids, load_vlm
 from tests import tiny
 from tests.dataset import write_dataset
 
@@ -100,7 +105,7 @@ def test_merging_may_be_off_by_the_tolerance_or_its_share_of_the_largest_logit(f
 
 def test_our_loader_reads_it_too(fit, adapter, tmp_path_factory):
     model = tiny.save(tiny.tiny_vlm(), tmp_path_factory.mktemp("model"))
-    vlm = load_vlm(model, adapter=adapter, dtype="float32")
+    vlm = load(load_vlm(model, dtype="float32"), adapter)
     with torch.no_grad():
         assert torch.equal(answer_logits(vlm, fit.probe), fit.logits)
 
@@ -161,3 +166,61 @@ def test_the_digest_is_the_adapters_alone(fit, adapter, tmp_path_factory):
     write_adapter(replace(fit.config, lora_alpha=9), fit.weights, "some/model", other)
     assert adapter_digest(other) != before
     assert parameter_count(other) == parameter_count(adapter) == fit.num_parameters
+
+
+@pytest.fixture
+def steered(tmp_path):
+    bias = torch.randn(tiny.NUM_LAYERS, tiny.NUM_HEADS, generator=torch.Generator().manual_seed(0))
+    write_steering(Steering("first_token", bias), Readout(bias={"sign": {"up": 0.5}}), tiny.tiny_vlm(), "some/model", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["adapter", "steered"])
+def test_what_is_loaded_stays_in_generation_too_and_is_taken_off_to_the_bit(fit, kind, request):
+    folder, vlm = request.getfixturevalue(kind), tiny.new_tiny_vlm()
+    digest, prompts = weights_digest(vlm.base), encode(vlm, [tiny.image(0), None], ["What?", "Which colour?"], padding_side="left")
+    with torch.no_grad():
+        plain, said = answer_logits(vlm, fit.probe), generate_ids(vlm, prompts, 6)
+        loaded = load(vlm, folder)
+        assert not torch.allclose(answer_logits(loaded, fit.probe), plain) and not torch.equal(generate_ids(loaded, prompts, 6), said)
+        by_transformers = loaded.base.generate(**prompts.inputs, max_new_tokens=6, do_sample=False, pad_token_id=vlm.end_id)
+        assert torch.equal(by_transformers[:, prompts.inputs["input_ids"].shape[1] :], generate_ids(loaded, prompts, 6))
+        with pytest.raises(ValueError, match="the model has an adapter already: unload it first"):
+            load(vlm, folder)
+        again = unload(loaded)
+        assert again.base is vlm.base and torch.equal(answer_logits(again, fit.probe), plain)
+    assert weights_digest(vlm.base) == digest
+    with pytest.raises(ValueError, match="no adapter that was loaded"):
+        unload(again)
+
+
+def test_a_steering_folder_is_what_was_written_and_peft_refuses_it(fit, steered):
+    assert is_steering(steered) and parameter_count(steered) == tiny.NUM_LAYERS * tiny.NUM_HEADS and len(adapter_digest(steered)) == 64
+    vlm = tiny.tiny_vlm()
+    bias = load_file(steered / STEERING)["strength"]
+    assert read_readout(steered) == Readout(bias={"sign": {"up": 0.5}})
+    with torch.no_grad(), editing(vlm, Edits(first_bias=bias), fit.probe.segments):
+        expected = answer_logits(vlm, fit.probe)
+    with torch.no_grad(), attached(vlm, steered) as found:
+        assert torch.equal(answer_logits(found, fit.probe), expected)
+    with pytest.raises(KeyError, match="HEADWISE_STEERING"):
+        PeftModel.from_pretrained(tiny.new_tiny_vlm().base, steered)
+    with pytest.raises(ValueError, match="changes no weights, so there is nothing to merge"):
+        export_merged("headwise-smol", steered, steered / "merged")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"strength": torch.zeros(2, 2)}, r"strength is of shape \(2, 2\), the model has 4 layers of 6 heads"),
+        ({"strength": torch.full((4, 6), torch.nan)}, "strength has values that are not finite numbers"),
+        ({"bias": torch.zeros(4, 6)}, r"holds \['bias'\], and strength is needed"),
+    ],
+)
+def test_a_steering_folder_that_does_not_fit_is_refused(steered, tensors, reason):
+    save_file(tensors, steered / STEERING)
+    with pytest.raises(ValueError, match=reason), attached(tiny.tiny_vlm(), steered):
+        pass
+    (steered / STEERING).write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="cannot be read"), attached(tiny.tiny_vlm(), steered):
+        pass

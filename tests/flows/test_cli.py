@@ -41,7 +41,7 @@ def test_every_command_has_help_with_examples(command: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "--data", "films"], "--data films: neither scenes nor photos nor a folder"),
+        (["run", "--data", "films"], "--data films: neither scenes, photos, a text benchmark=FOLDER, nor a folder"),
         (["run", "--set", "selection.k=many"], "selection.k: Input should be a valid integer"),
         (["run", "--model", "nonsense"], "model 'nonsense': neither"),
         (["ablations", "--arms", "top"], "'top' is no arm of RAH-LoRA: those are rah, "),

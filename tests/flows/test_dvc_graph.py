@@ -22,11 +22,12 @@ OF_THE_GRAPH = {
     "attention": {"shards"},
     "images": {"photographs"},
     "rah_lora": {"head_changes"},
+    "zerotuning": {"steering_changes"},
     "masks": {"mask_weights", "shards"},
     **dict.fromkeys(("benchmark", "benchmark_base"), OF_THE_BENCHMARK),
 }
 """What a stage depends on although its code does not read it from params.yaml."""
-SETTINGS = {"images", "masks", "attention", "scores", "selection", "calibration", "profile", "rah_lora", "evaluation"}
+SETTINGS = {"images", "masks", "attention", "scores", "selection", "calibration", "profile", "rah_lora", "zerotuning", "evaluation"}
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +78,16 @@ def test_outputs_are_the_contracted_folders() -> None:
 
 
 def test_every_stage_that_loads_a_model_depends_on_its_weights_and_on_the_libraries() -> None:
-    asking = {"attention", "calibration", "profile", "rah_lora", "head_gains", "evaluation", "baseline", "benchmark", "benchmark_base"}
+    calibrating = {"calibration", "profile", "rah_lora", "head_gains", "zerotuning"}
+    asking = {"attention", *calibrating, "evaluation", "baseline", "benchmark", "benchmark_base"}
     assert {name for name, stage in GRAPH.items() if "${weights}" in stage["deps"]} == asking
     assert {name for name, stage in GRAPH.items() if "mask_weights" in stage["params"]} == {"masks"}
     assert {name for name, stage in GRAPH.items() if "requirements.lock" in stage["deps"]} == asking | {"masks"}
+
+
+def test_templates_are_data_that_a_run_depends_on() -> None:
+    for name in ("images", "benchmark", "benchmark_base"):
+        assert {"headwise/benchmarks", "headwise/benchmarks/texts.toml"} & set(GRAPH[name]["deps"])
 
 
 def _file(module: str) -> Path:
@@ -89,7 +96,8 @@ def _file(module: str) -> Path:
 
 
 def _python_files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(path.rglob("*.py"))
+    """Files of data beside the code, which it reads as it is imported, are none."""
+    return [file for file in ([path] if path.is_file() else sorted(path.rglob("*"))) if file.suffix == ".py"]
 
 
 def _names(files: set[Path]) -> list[str]:

@@ -20,6 +20,7 @@ from flows.parameters import DEFAULTS, EMBEDDED, SECTIONS, Night, located_masks,
 from flows.registry import registered_name
 from headwise.calibration.rah_lora.settings import RahLora
 from headwise.calibration.settings import Lora
+from headwise.calibration.zerotuning.settings import ZeroTuning
 from headwise.data import DataSource
 from headwise.evaluation.settings import Evaluation
 from headwise.evaluation.statistics import Statistics
@@ -41,6 +42,7 @@ CHANGED = {
     "calibration": Lora(steps=7),
     "profile": Profile(probes=7),
     "rah_lora": RahLora(rank=7, layers=(0.25, 0.75)),
+    "zerotuning": ZeroTuning(examples=7, layers=(0.25, 0.75)),
     "evaluation": Evaluation(batch_size=7),
     "statistics": Statistics(seed=7),
 }
@@ -108,7 +110,7 @@ def test_folders_are_named_from_the_root_wherever_they_were_typed(tmp_path: Path
 @pytest.mark.parametrize(
     ("data", "model", "arms", "settings", "message"),
     [
-        ("nowhere", EMBEDDED, "top", [], "--data nowhere: neither scenes nor photos nor a folder"),
+        ("nowhere", EMBEDDED, "top", [], "--data nowhere: neither scenes, photos, a text benchmark=FOLDER, nor a folder"),
         ("scenes", "nonsense", "top", [], "model 'nonsense': neither 'headwise-smol'"),
         ("scenes", "/nowhere/model", "top", [], "model '/nowhere/model': neither"),
         (

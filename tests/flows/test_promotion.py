@@ -83,7 +83,8 @@ def test_a_challenger_has_to_beat_the_champion_too() -> None:
 
 
 def test_an_adapter_that_changes_nothing_is_no_champion() -> None:
-    assert against_idle({}) == against_idle({"accepted": 3}) == []
+    assert against_idle({}) == against_idle({"accepted": 3}) == against_idle({"heads": 3}) == []
+    assert against_idle({"heads": 0})
     found = verdict([*against_idle({"accepted": 0}), against_base([TARGET, PROBE], margin=0.02)])
     assert not found.better and found.sentence.startswith("No champion: the adapter changes nothing, as no head was selected")
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import TypeAdapter
 
-from headwise.calibration.adapter import parameter_count
+from headwise.calibration.adapter import load, parameter_count
 from headwise.calibration.lora import LOSSES
 from headwise.calibration.settings import Lora
 from headwise.examples import BAD
@@ -54,7 +54,7 @@ def test_the_step_writes_a_whole_adapter_and_the_same_bytes_again(place, monkeyp
     assert found["parameters"] == parameter_count(folder) and found["proof"]["loaded"] == 0.0
     assert len(read_table(folder / "losses.parquet", LOSSES)) == 3 and read_table(folder / "bad.parquet", BAD).is_empty()
     assert str(place) not in "".join(file.read_text() for file in folder.glob("*.json"))
-    load_vlm(place / "model", adapter=folder, dtype="float32")
+    load(load_vlm(place / "model", dtype="float32"), folder)
 
 
 def test_a_selection_for_another_model_is_refused(place, tmp_path):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from pydantic import TypeAdapter
 
-from headwise.calibration.adapter import parameter_count
+from headwise.calibration.adapter import load, parameter_count
 from headwise.calibration.rah_lora.schema import GAINS, TARGETS
 from headwise.calibration.rah_lora.settings import RahLora
 from headwise.files import MANIFEST, read_json, read_table, write_json
@@ -52,7 +52,7 @@ def test_the_steps_write_whole_folders_and_the_same_bytes_again(place):
     assert found["targets"] == len(targets) >= found["accepted"] >= 3 and found["rollback_rate"] == 0
     assert found["parameters"] == parameter_count(folder) and found["proof"]["loaded"] == 0 and found["examples"] == 5
     assert str(place) not in "".join(file.read_text() for file in folder.glob("*.json"))
-    load_vlm(place / "model", adapter=folder, dtype="float32")
+    load(load_vlm(place / "model", dtype="float32"), folder)
 
 
 def test_an_arm_changes_the_settings_of_the_run(place):

@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config
 
+from headwise.calibration.adapter import load
 from headwise.examples import BadExample
 from headwise.layout import View
 from headwise.vlm import FAMILIES, VLM, encode, generate, generate_ids, load_vlm, revision
@@ -70,7 +71,7 @@ def test_an_adapter_is_put_on(folder: Path, tmp_path: Path) -> None:
         new_tiny_vlm().base, LoraConfig(r=2, target_modules=r".*language_model\.layers\.\d+\.self_attn\.q_proj", init_lora_weights=False)
     )
     tuned.save_pretrained(tmp_path)
-    loaded = load_vlm(folder, adapter=tmp_path, dtype="float32")
+    loaded = load(load_vlm(folder, dtype="float32"), tmp_path)
     expected = logits(VLM(tuned.eval(), processor(), FAMILIES["fast_vlm"]))
     torch.testing.assert_close(logits(loaded), expected)
     assert not torch.allclose(expected, logits(tiny_vlm()), atol=1e-3)
@@ -85,7 +86,7 @@ def test_loading_says_nothing_where_no_terminal_shows_it(folder: Path, tmp_path:
     capfd.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load_vlm(folder, adapter=tmp_path, dtype="float32")
+        load(load_vlm(folder, dtype="float32"), tmp_path)
     assert capfd.readouterr() == ("", "")
 
 
@@ -93,9 +94,9 @@ def test_an_adapter_of_another_model_is_refused(folder: Path, tmp_path: Path) ->
     tuned = get_peft_model(new_tiny_lm().base, LoraConfig(r=2, target_modules=["q_proj"]))
     tuned.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="the adapter does not fit the model"):
-        load_vlm(folder, adapter=tmp_path / "other")
+        load(load_vlm(folder), tmp_path / "other")
     with pytest.raises(ValueError, match=r"no adapter_config\.json"):
-        load_vlm(folder, adapter=tmp_path)
+        load(load_vlm(folder), tmp_path)
 
 
 def test_tensors_that_the_configuration_does_not_name_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_tensors_that_the_configuration_does_not_name_are_refused(folder: Path, 
         get_peft_model(new_tiny_vlm().base, lora).save_pretrained(tmp_path / name)
     shutil.copy(tmp_path / "both/adapter_model.safetensors", tmp_path / "one")
     with pytest.raises(ValueError, match=r"2 tensors belong to no module that adapter_config\.json names.*layers\.1\."):
-        load_vlm(folder, adapter=tmp_path / "one")
+        load(load_vlm(folder), tmp_path / "one")
 
 
 @pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", Path("nowhere"), "nobody/no-such-model"])
