@@ -61,7 +61,7 @@ test: $(READY)  ## the tests, in minutes
 slow: $(READY) $(HARNESS) photographs  ## the heavy proofs on the embedded model
 	$(BIN)/pytest -m slow
 
-bench: $(READY) photographs  ## the speed claims, both sides in one run
+bench: $(READY) photographs reviews  ## the speed claims, both sides in one run
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
 photographs:  # the packages that the composed photographs are made from, each known by a file of its own
