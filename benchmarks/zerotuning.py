@@ -55,7 +55,7 @@ def main() -> None:
     with frozen(vlm.base):
         prompts.gradient("labels", FIRST_TOKEN)  # what is done once, such as the masks
         rounds = [timed("one backward pass", lambda: prompts.gradient("labels", FIRST_TOKEN)) for _ in range(ROUNDS)]
-        exact, exact_s = timed("a pass for each head", lambda: prompts.exact("labels", FIRST_TOKEN, settings.step, lambda: None))
+        exact, exact_s = timed("a pass for each head", lambda: prompts.exact("labels", settings.step, lambda _: None))
     gradient, gradient_s = rounds[0][0], statistics.median(took for _, took in rounds)
     correlation: Any = spearmanr(gradient.ravel(), exact.ravel())
     print(

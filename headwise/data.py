@@ -146,18 +146,19 @@ def text_prompt(source: DataSource, *, chat_template: bool) -> str:
 
 def _drawn_texts(source: DataSource) -> list[Example]:
     """So many of the texts to calibrate with, and so many others to judge by, drawn by the seed: one task, whatever the subjects. A text
-    that stands there twice counts once. Raises ValueError if there are fewer.
+    that stands there twice counts once. Those that the benchmark holds out are only judged by. Raises ValueError if there are fewer.
     """
     folder, benchmark = texts_folder(source), TEXT_BENCHMARKS[source.texts]
     read = benchmark.read(folder, folder, text_prompt(source, chat_template=True)).examples
     found = list({example.question: example for example in read}.values())
-    sizes = {"calibration": source.calibration, "evaluation": source.evaluation}
-    if len(found) < sum(sizes.values()):
-        raise ValueError(
-            f"{source.texts}: {len(found)} texts, {sum(sizes.values())} are asked for: lower images.calibration or .evaluation"
-        )
-    order = iter(np.random.default_rng(source.seed).permutation(len(found)))
-    return [replace(found[next(order)], split=split, task=source.texts) for split, number in sizes.items() for _ in range(number)]
+    shuffled = [found[place] for place in np.random.default_rng(source.seed).permutation(len(found))]
+    judged = [one for one in shuffled if one.id in benchmark.held_out or not benchmark.held_out][: source.evaluation]
+    reserved = benchmark.held_out | {one.id for one in judged}
+    pools = {"calibration": [one for one in shuffled if one.id not in reserved][: source.calibration], "evaluation": judged}
+    for split, wanted in (("calibration", source.calibration), ("evaluation", source.evaluation)):
+        if len(pools[split]) < wanted:
+            raise ValueError(f"{source.texts}: {len(pools[split])} texts for {split}, {wanted} are asked for: lower images.{split}")
+    return [replace(example, split=split, task=source.texts) for split, pool in pools.items() for example in pool]
 
 
 def write_data(source: DataSource, folder: Path, progress: Progress) -> dict[str, str]:

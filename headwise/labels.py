@@ -77,7 +77,11 @@ def tokenised(vlm: VLM, words: Sequence[str]) -> Labels:
 def score_labels(vlm: VLM, images: Sequence[Image.Image | None], questions: Sequence[str], labels: Labels) -> LabelScores:
     """One pass over the prompts, and one more for every beginning of a label of several tokens. Gradients flow through all but `valid`."""
     prompts = encode(vlm, images, questions, padding_side="left")
-    logits = {context: _next_logits(vlm, prompts, context) for context in labels.contexts}
+    return read_labels({context: next_logits(vlm, continued(vlm, prompts, context)) for context in labels.contexts}, labels)
+
+
+def read_labels(logits: Mapping[Tokens, Float[Tensor, "batch vocabulary"]], labels: Labels) -> LabelScores:
+    """From the logits, in fp32, of the token behind the prompts and each of the labels' contexts."""
     log_probs = {context: own.log_softmax(-1) for context, own in logits.items()}
     likeliest = {context: own.argmax(-1) for context, own in logits.items()}
     of_labels, are_greedy = list[Tensor](), list[Tensor]()
@@ -89,14 +93,19 @@ def score_labels(vlm: VLM, images: Sequence[Image.Image | None], questions: Sequ
     return LabelScores(torch.stack(of_labels, 1), torch.stack(are_greedy).any(0), -(first.exp() * first).sum(-1))
 
 
-def _next_logits(vlm: VLM, prompts: Batch, context: Tokens) -> Float[Tensor, "batch vocabulary"]:
-    """The logits, in fp32, from which the token behind the prompts and the context is predicted."""
+def continued(vlm: VLM, prompts: Batch, context: Tokens) -> dict[str, Tensor]:
+    """The model's inputs for prompts, padded on the left, with the same tokens behind each."""
     inputs, steps = dict(prompts.inputs), len(context)
     if context:
         ids = inputs["input_ids"]
         inputs["input_ids"] = torch.cat([ids, torch.tensor(context, device=ids.device).expand(len(ids), -1)], dim=1)
         inputs["attention_mask"] = pad(inputs["attention_mask"], (0, steps), value=1)
         inputs |= {name: pad(inputs[name], (0, steps), value=vlm.family.answer_type) for name in TOKEN_TYPES if name in inputs}
+    return inputs
+
+
+def next_logits(vlm: VLM, inputs: Mapping[str, Tensor]) -> Float[Tensor, "batch vocabulary"]:
+    """The logits, in fp32, from which the token behind each row is predicted."""
     return vlm.model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1].float()
 
 

@@ -14,7 +14,7 @@ from flows.inspection import try_data
 from flows.parameters import Night, Parameters
 from headwise import reviews
 from headwise.benchmarks.benchmark import Source
-from headwise.data import DataSource, write_data
+from headwise.data import TEXT_BENCHMARKS, DataSource, write_data
 from headwise.evaluation.settings import Evaluation
 from headwise.examples import Example, read_examples
 from headwise.observation import EMBEDDED, EMBEDDED_TEXT, Observation
@@ -46,8 +46,23 @@ def test_texts_are_one_task_drawn_by_the_seed_and_none_twice(tmp_path: Path) -> 
     assert {one.question.split()[4].partition("\n")[0]: one.answers[0] for one in found} == {"dull": "negative", "fine": "positive"}
     other = drawn(replace(source, seed=1), tmp_path / "two")
     assert {one.id for one in other if one.split == "evaluation"} != {one.id for one in found if one.split == "evaluation"}
-    with pytest.raises(ValueError, match=r"sst2: 12 texts, 13 are asked for: lower images\.calibration or \.evaluation"):
+    with pytest.raises(ValueError, match=r"sst2: 6 texts for calibration, 7 are asked for: lower images\.calibration"):
         drawn(replace(source, evaluation=6), tmp_path / "three")
+
+
+def test_sentences_that_a_benchmark_holds_out_are_judged_by_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held_out = frozenset(f"sst2/{number:06d}" for number in (1, 4, 5, 8))
+    monkeypatch.setitem(TEXT_BENCHMARKS, "sst2", replace(TEXT_BENCHMARKS["sst2"], held_out=held_out))
+    source = DataSource(kind="texts", texts="sst2", path=str(sst2(tmp_path / "files")), calibration=8, evaluation=3)
+    found = drawn(source, tmp_path / "one")
+    assert all((one.id in held_out) == (one.split == "evaluation") for one in found) and len(found) == 11
+    with pytest.raises(ValueError, match=r"sst2: 4 texts for evaluation, 5 are asked for: lower images\.evaluation"):
+        drawn(replace(source, evaluation=5), tmp_path / "two")
+
+
+def test_the_reviews_held_out_are_a_fixed_list() -> None:
+    held_out = TEXT_BENCHMARKS["reviews"].held_out
+    assert len(held_out) == 2000 and "reviews/000002" not in held_out and max(held_out) < "reviews/009023"
 
 
 def test_a_run_on_texts_needs_no_mask_model_and_asks_as_the_model_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ class Benchmark:
     """One benchmark. protocol: what a figure of it means, with a number that changes when that does. read: the questions from the folder
     of its files and that of its images, with the prompt. figures: what its authors report beside the mean of `right`.
     max_new_tokens: the longest answer, where it needs more than a word. completion: in the prompt's place where no chat template writes
-    the turns.
+    the turns. held_out: the only examples by which calibrations are judged, as others were looked at; none: any.
     """
 
     name: str
@@ -80,6 +80,7 @@ class Benchmark:
     figures: Figures | None = None
     max_new_tokens: int | None = None
     completion: str | None = None
+    held_out: frozenset[str] = frozenset()
 
 
 def ask(

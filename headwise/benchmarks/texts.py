@@ -127,7 +127,13 @@ def _benchmark(name: str, files: tuple[str, ...], rows: Callable[[Path], Iterato
         return Questions(examples, {name: Asking(known_rule(examples))}, images)
 
     protocol = f"{template.source}: the label itself, normalised; any other answer is wrong, and invalid; version 1"
-    return Benchmark(name, protocol, files, read, template.prompt, completion=template.completion)
+    return Benchmark(name, protocol, files, read, template.prompt, completion=template.completion, held_out=_held_out(name))
+
+
+def _held_out(name: str) -> frozenset[str]:
+    """The numbers in `NAME_test.txt`, where there is one, as ids."""
+    path = Path(__file__).with_name(f"{name}_test.txt")
+    return frozenset(f"{name}/{number}" for number in path.read_text("utf-8").split()) if path.is_file() else frozenset()
 
 
 READERS: Mapping[str, tuple[tuple[str, ...], Callable[[Path], Iterator[Row]]]] = {

@@ -14,10 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from headwise.calibration.adapter import WEIGHTS
 from headwise.calibration.rah_lora.projections import SHARED, Projections
-from headwise.calibration.rah_lora.replay import Replay
 from headwise.calibration.rah_lora.schema import GAINS, TARGETS, TARGETS_FILE
 from headwise.calibration.rah_lora.targets import Head
-from headwise.calibration.rah_lora.updates import Factors, Update
+from headwise.calibration.rah_lora.updates import Factors, Update, updated
 from headwise.checkpoints import frozen
 from headwise.evaluation.paired import bootstrap_interval, cluster_sums
 from headwise.evaluation.statistics import Statistics
@@ -25,6 +24,7 @@ from headwise.examples import BadExample, Example
 from headwise.files import frame_of, read_table
 from headwise.likelihood import answer_targets, open_referenced
 from headwise.profile.sample import Question
+from headwise.replay import replay_answers
 from headwise.vlm import VLM, encode
 
 UP, DOWN = ".lora_B.weight", ".lora_A.weight"
@@ -63,10 +63,11 @@ def head_gains(
         encoded = encode(vlm, pictures, [example.question for example in chosen], [example.answers[0] for example in chosen])
         labels = encoded.inputs["input_ids"][answer_targets(encoded)]
         with frozen(vlm.base):
-            replay = Replay(vlm, encoded, sorted(set(starts.values())))
+            replay = replay_answers(vlm, encoded, sorted(set(starts.values())))
             before = _nats(replay.logits, labels, replay.examples)
             for head, part in parts.items():
-                won[head].append(before - _nats(replay.changed(part, starts[head]), labels, replay.examples))
+                with updated(vlm.base, part):
+                    won[head].append(before - _nats(replay.again(starts[head]), labels, replay.examples))
     progress(len(examples), len(examples))
     if not images:
         raise ValueError(f"{folder}: none of {len(examples)} examples can be used, the first: {next(iter(bad.values()), 'there is none')}")

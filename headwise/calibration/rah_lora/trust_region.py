@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headwise.calibration.rah_lora.replay import Replay
 from headwise.calibration.rah_lora.schema import CURVE, NEGLIGIBLE, TRIALS
 from headwise.calibration.rah_lora.settings import RahLora
 from headwise.calibration.rah_lora.transfer import Transfer
-from headwise.calibration.rah_lora.updates import Update, scaled, stacked
+from headwise.calibration.rah_lora.updates import Update, scaled, stacked, updated
 from headwise.files import frame_of
+from headwise.replay import Replay, replay_answers
 from headwise.vlm import VLM, Batch
 
 CURVE_SCALES = (NEGLIGIBLE, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -44,13 +44,13 @@ class TrustRegion:
         """Run every batch, inside the block that `reading` gives for it, and keep the streams where a layer of these begins, and the first
         batch as `probe`. `read` hears how many are read.
         """
-        self._num_layers = vlm.num_layers
+        self._vlm = vlm
         self._replays = list[Replay]()
         for batch in batches:
             if not self._replays:
                 self.probe = batch
             with reading(batch):
-                self._replays.append(Replay(vlm, batch, layers))
+                self._replays.append(replay_answers(vlm, batch, layers))
             read(len(self._replays))
         self.forward_equivalents = 1.0
 
@@ -58,8 +58,9 @@ class TrustRegion:
         """`E[KL(p || p')]` in nats: p the uncalibrated model, p' the one with this change of no layer below `start`; the mean over the
         calibration set of each example's mean over the last position of its prompt and those of its answer.
         """
-        means = [divergences(replay.logits, replay.changed(update, start), replay.examples) for replay in self._replays]
-        self.forward_equivalents += (self._num_layers - start) / self._num_layers
+        with updated(self._vlm.base, update):
+            means = [divergences(replay.logits, replay.again(start), replay.examples) for replay in self._replays]
+        self.forward_equivalents += (self._vlm.num_layers - start) / self._vlm.num_layers
         return float(torch.cat(means).mean())
 
 

@@ -128,7 +128,7 @@ def fit_zerotuning(prompts: Prompts, settings: ZeroTuning, progress: Callable[[i
 def _searched(prompts: Prompts, settings: ZeroTuning, progress: Callable[[int, int], object]) -> ZeroFit:
     number, found = len(prompts.examples), candidates(settings)
     shape = (prompts.vlm.num_layers, prompts.vlm.num_heads)
-    profile = 1 + BACKWARD if settings.profile == "gradient" else 1.0 + shape[0] * shape[1]
+    profile = 1 + BACKWARD if settings.profile == "gradient" else 1 + shape[1] * (shape[0] + 1) / 2
     done, most = 0.0, (profile + len(found) + 1) * number  # each candidate on every prompt would be the most
 
     def tell(passes: float) -> None:
@@ -146,7 +146,7 @@ def _searched(prompts: Prompts, settings: ZeroTuning, progress: Callable[[int, i
         effect = prompts.gradient(settings.objective, settings.operator)
         tell(profile * number)
     else:
-        effect = prompts.exact(settings.objective, settings.operator, settings.step, lambda: tell(number))
+        effect = prompts.exact(settings.objective, settings.step, lambda share: tell(share * number))
     before = measure(None, number)
     trials = successive_halving(found, measure, partial(_score, settings=settings), number)
     winner = next(trial for trial in reversed(trials) if trial.kept)

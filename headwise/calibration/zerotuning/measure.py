@@ -3,20 +3,23 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from headwise.attention.edits import Edits, editing
 from headwise.calibration.readout import Scored
 from headwise.calibration.steering import Steering, steered
 from headwise.calibration.zerotuning.settings import OperatorName
 from headwise.examples import Example, open_image
-from headwise.labels import Labels, LabelScores, score_labels
-from headwise.vlm import VLM
+from headwise.labels import Labels, LabelScores, continued, next_logits, read_labels
+from headwise.replay import Replay
+from headwise.vlm import VLM, Batch, encode
 
 
 @dataclass(frozen=True)
@@ -52,38 +55,39 @@ class Prompts:
             for places, scores in self._scored():
                 found[2, places] = scores.entropy.double().cpu().numpy()
                 if self.answered:
-                    targets, likely = self._targets(places), scores.log_probs.log_softmax(-1)
-                    found[0, places] = (likely.argmax(-1) == targets).cpu().numpy()
-                    found[1, places] = -likely.gather(1, targets[:, None])[:, 0].double().cpu().numpy()
+                    found[0, places] = (scores.log_probs.argmax(-1) == self._targets(places)).cpu().numpy()
+                    found[1, places] = self._loss("labels", places, scores).double().cpu().numpy()
         return Measured(*found)
 
     def gradient(self, objective: str, operator: OperatorName) -> Float[np.ndarray, "layer head"]:
         """`d loss / d log gamma` of every head at gamma = 1, by one backward pass for all: mean over the examples, below 0 where a gamma
-        above 1 helps. loss: the nats of the right label among the labels, or the entropy.
+        above 1 helps.
         """
         total = torch.zeros(self.vlm.num_layers, self.vlm.num_heads, device=self.vlm.device)
         strength = torch.zeros_like(total, requires_grad=True)
         with torch.enable_grad(), self._steered(Steering(operator, strength)):
             for places, scores in self._scored():
-                likely = scores.log_probs.log_softmax(-1)
-                loss = scores.entropy if objective == "entropy" else -likely.gather(1, self._targets(places)[:, None])
-                total += torch.autograd.grad(loss.sum(), strength)[0]
+                total += torch.autograd.grad(self._loss(objective, places, scores).sum(), strength)[0]
         return (total / len(self.examples)).double().cpu().numpy()
 
-    def exact(self, objective: str, operator: OperatorName, step: float, tried: Callable[[], object]) -> Float[np.ndarray, "layer head"]:
-        """The same as a difference: the loss with the head's gamma at `step` less that without, over `log step`; a pass for each head.
+    def exact(self, objective: str, step: float, tried: Callable[[float], object]) -> Float[np.ndarray, "layer head"]:
+        """The same of the first token as a difference: the loss with the head's gamma at `step` less that without, over `log step`.
 
-        `tried` is called after every pass.
+        A pass for each head, of which only the layers from the head's own on are run. `tried` hears what every pass was, as a share of one
+        over all examples.
         """
-        shape, before = (self.vlm.num_layers, self.vlm.num_heads), self._loss(objective, None)
-        tried()
-        found = np.zeros(shape)
-        for head in np.ndindex(shape):
-            strength = torch.zeros(shape, device=self.vlm.device)
-            strength[head] = np.log(step)
-            found[head] = (self._loss(objective, Steering(operator, strength)) - before) / np.log(step)
-            tried()
-        return found
+        vlm, total = self.vlm, np.zeros((self.vlm.num_layers, self.vlm.num_heads))
+        for places, labels, prompts in self._batches():
+            replays = {context: self._replay(continued(vlm, prompts, context)) for context in labels.contexts}
+            before = self._loss(objective, places, read_labels({own: replay.logits.float() for own, replay in replays.items()}, labels))
+            for head in np.ndindex(total.shape):
+                strength = torch.zeros(total.shape, device=vlm.device)
+                strength[head] = np.log(step)
+                with editing(vlm, Edits(first_bias=strength), prompts.segments):
+                    after = read_labels({own: replay.again(head[0]).float() for own, replay in replays.items()}, labels)
+                total[head] += float((self._loss(objective, places, after) - before).double().sum())
+                tried((1 - head[0] / len(total)) * len(places) / len(self.examples))
+        return total / len(self.examples) / np.log(step)
 
     def scored(self) -> dict[str, Scored]:
         """By task its labels' log-likelihoods, as the model is, and which of them are right."""
@@ -99,20 +103,32 @@ class Prompts:
         """The example's picture; none where it asks about text alone. Raises BadExample if it cannot be read."""
         return None if example.image is None else open_image(self.folder, example)
 
-    def _loss(self, objective: str, applied: Steering | None) -> float:
-        measured = self.measure(applied)
-        return float((measured.entropy if objective == "entropy" else measured.nats).mean())
+    def _replay(self, inputs: Mapping[str, Tensor]) -> Replay:
+        rows = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+        rows[:, -1] = True
+        return Replay(self.vlm, rows, partial(next_logits, self.vlm, inputs), range(self.vlm.num_layers))
+
+    def _loss(self, objective: str, places: Sequence[int], scores: LabelScores) -> Float[Tensor, " example"]:
+        """The nats of the right label among all labels, or the entropy of the next token."""
+        if objective == "entropy":
+            return scores.entropy
+        return -scores.log_probs.log_softmax(-1).gather(1, self._targets(places)[:, None])[:, 0]
 
     def _steered(self, applied: Steering | None) -> AbstractContextManager[None]:
         return nullcontext() if applied is None else steered(self.vlm, applied)
 
-    def _targets(self, places: Sequence[int]) -> Tensor:
+    def _targets(self, places: Sequence[int]) -> Int[Tensor, " example"]:
         """Which label of its task is each example's right one."""
         chosen = [self.examples[place] for place in places]
         return torch.tensor([self.labels[one.task].words.index(one.answers[0]) for one in chosen], device=self.vlm.device)
 
     def _scored(self) -> Iterator[tuple[list[int], LabelScores]]:
-        """Batches of one task each, of like length: the examples' places and their scores."""
+        for places, labels, prompts in self._batches():
+            logits = {context: next_logits(self.vlm, continued(self.vlm, prompts, context)) for context in labels.contexts}
+            yield places, read_labels(logits, labels)
+
+    def _batches(self) -> Iterator[tuple[list[int], Labels, Batch]]:
+        """Of one task each, of like length: the examples' places, their labels and their prompts."""
         for task, labels in self.labels.items():
             own = [place for place, example in enumerate(self.examples) if example.task == task]
             own.sort(key=lambda place: (len(self.examples[place].question), place))
@@ -120,4 +136,4 @@ class Prompts:
                 places = own[start : start + self.batch_size]
                 chosen = [self.examples[place] for place in places]
                 images = [self.image_of(example) for example in chosen]
-                yield places, score_labels(self.vlm, images, [example.question for example in chosen], labels)
+                yield places, labels, encode(self.vlm, images, [example.question for example in chosen], padding_side="left")

@@ -40,7 +40,8 @@ class ZeroTuning:
         ),
     ] = FIRST_TOKEN
     profile: Annotated[
-        Literal["gradient", "exact"], Field(description="how heads are profiled: one backward pass for all, or a forward pass for each")
+        Literal["gradient", "exact"],
+        Field(description="how heads are profiled: one backward pass for all, or a forward pass for each (first_token alone)"),
     ] = "gradient"
     step: Annotated[More, Field(description="profile=exact: the gamma that each head is tried with")] = 1.5
     layers: Annotated[tuple[Depth, Depth], Field(description="from and up to which share of the depth heads are chosen")] = (0.0, 1.0)
@@ -67,5 +68,7 @@ class ZeroTuning:
             raise ValueError(f"layers = {self.layers}: the first share has to be below the second")
         if self.readout != "as_is" and self.objective != "labels":
             raise ValueError("a readout is fitted to labels: set objective = labels")
+        if self.profile == "exact" and self.operator != FIRST_TOKEN:
+            raise ValueError(f"profile = exact is for operator = {FIRST_TOKEN}; {self.operator} has a gradient")
         if self.objective == "labels" and self.queries == "evaluation":
             raise ValueError("queries = evaluation would read the answers that are judged: set objective = entropy")

@@ -1,5 +1,6 @@
 """ZeroTuning: profiles against finite differences and each other, the search against trying all, and what ends in the folder."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from headwise.calibration.zerotuning.settings import OperatorName, ZeroTuning
 from headwise.examples import Example
 from headwise.labels import label_sets, score_labels, tokenised
 from headwise.vlm import VLM
-from tests import tiny
+from tests import tiny, zoo
 from tests.tiny import NUM_HEADS, NUM_LAYERS
 
 COLOURS = ("red", "blue", "green")
@@ -36,6 +37,21 @@ def texts(number: int = 12) -> list[Example]:
 def prompts(vlm: VLM, examples: list[Example], batch_size: int = 5) -> Prompts:
     labels = {task: tokenised(vlm, words) for task, words in label_sets(examples).items()}
     return Prompts(vlm, Path(), examples, labels, batch_size)
+
+
+def differences(own: Prompts, objective: str, operator: OperatorName, step: float) -> np.ndarray:
+    """By whole passes what the mean loss changes by with each head's log gamma at `step`, over `step`."""
+
+    def loss(applied: Steering | None) -> float:
+        measured = own.measure(applied)
+        return float((measured.entropy if objective == "entropy" else measured.nats).mean())
+
+    found = np.zeros((own.vlm.num_layers, own.vlm.num_heads))
+    for head in np.ndindex(found.shape):
+        strength = torch.zeros(found.shape)
+        strength[head] = step
+        found[head] = (loss(Steering(operator, strength)) - loss(None)) / step
+    return found
 
 
 def test_what_is_measured_is_each_example_by_itself() -> None:
@@ -60,11 +76,22 @@ def test_the_gradient_of_all_heads_is_each_heads_difference(objective: str, oper
     own = prompts(vlm, examples)
     gradient = own.gradient(objective, operator)
     assert gradient.shape == (NUM_LAYERS, NUM_HEADS) and np.median(np.abs(gradient)) > 0  # a head without sinks has none to lower
-    passes: list[int] = []
-    exact = own.exact(objective, operator, float(np.exp(1e-2)), lambda: passes.append(1))
-    assert len(passes) == 1 + NUM_LAYERS * NUM_HEADS
+    exact = differences(own, objective, operator, 1e-2)
     assert gradient == pytest.approx(exact, abs=0.05 * np.abs(exact).max())
     assert np.corrcoef(gradient.ravel(), exact.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("objective", ["labels", "entropy"])
+@pytest.mark.parametrize("model", [tiny.tiny_lm, tiny.tiny_vlm, lambda: zoo.vlm("paligemma"), lambda: zoo.vlm("instructblip")])
+def test_the_exact_profile_is_a_whole_pass_for_every_head(model: Callable[[], VLM], objective: str, tmp_path: Path) -> None:
+    vlm, examples = model(), texts()
+    if vlm.visual_id is not None:
+        tiny.image(3).save(tmp_path / "one.png")
+        examples = [replace(example, image="one.png") for example in examples]
+    own, shares = replace(prompts(vlm, examples), folder=tmp_path), list[float]()
+    exact = own.exact(objective, 1.5, shares.append)
+    assert exact == pytest.approx(differences(own, objective, "first_token", np.log(1.5)), abs=1e-4)
+    assert sum(shares) == pytest.approx(vlm.num_heads * (vlm.num_layers + 1) / 2) and np.abs(exact).max() > 1e-3
 
 
 def test_the_heads_that_gain_most_in_a_direction_are_chosen() -> None:
@@ -140,6 +167,8 @@ def test_gammas_that_scale_nothing_are_refused(gamma: float) -> None:
             ZeroTuning(**{field: (gamma,)})
     with pytest.raises(ValueError, match="up and down are both empty"):
         ZeroTuning(up=(), down=())
+    with pytest.raises(ValueError, match="profile = exact is for operator = first_token; key has a gradient"):
+        ZeroTuning(profile="exact", operator="key")
     with pytest.raises(ValueError, match="queries = evaluation would read the answers that are judged"):
         ZeroTuning(queries="evaluation")
 

@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from headwise.calibration.rah_lora.replay import Replay
 from headwise.calibration.rah_lora.updates import Factors, scaled, stacked, updated
 from headwise.likelihood import answer_logits
+from headwise.replay import replay_answers
 from headwise.vlm import VLM, encode
 from tests import zoo
 from tests.tiny import NUM_LAYERS, image
@@ -34,7 +34,7 @@ def random_update(vlm: VLM, start: int, seed: int = 0) -> dict[str, Factors]:
 def test_a_replay_from_any_layer_is_the_whole_changed_model(name: str) -> None:
     vlm = zoo.vlm(name)
     batch = batch_of(vlm)
-    replay = Replay(vlm, batch, range(NUM_LAYERS))
+    replay = replay_answers(vlm, batch, range(NUM_LAYERS))
     with torch.no_grad():
         own = answer_logits(vlm, batch)
     assert torch.allclose(replay.logits, own, atol=1e-5)
@@ -42,7 +42,7 @@ def test_a_replay_from_any_layer_is_the_whole_changed_model(name: str) -> None:
         update = random_update(vlm, start)
         with torch.no_grad(), updated(vlm.base, update):
             expected = answer_logits(vlm, batch)
-        assert torch.allclose(replay.changed(update, start), expected, atol=1e-5)
+            assert torch.allclose(replay.again(start), expected, atol=1e-5)
         assert (expected - own).abs().max() > 1e-2
     with torch.no_grad():
         assert torch.equal(answer_logits(vlm, batch), own)  # nothing is left on the model
@@ -50,10 +50,10 @@ def test_a_replay_from_any_layer_is_the_whole_changed_model(name: str) -> None:
 
 def test_a_replay_runs_no_layer_below_and_no_vision_tower() -> None:
     vlm = zoo.vlm("fast_vlm")
-    replay, ran = Replay(vlm, batch_of(vlm), [2]), []
+    replay, ran = replay_answers(vlm, batch_of(vlm), [2]), []
     modules = [*[layer.self_attn for layer in vlm.decoder.layers], vlm.base.model.vision_tower]
     handles = [module.register_forward_pre_hook(lambda own, _: ran.append(modules.index(own))) for module in modules]
-    replay.changed({}, 2)
+    replay.again(2)
     for handle in handles:
         handle.remove()
     assert ran == [2, 3]
@@ -65,7 +65,7 @@ def test_a_model_that_does_more_after_its_decoder_is_refused() -> None:
     vlm.base.register_forward_hook(lambda _module, _given, output: output.__setitem__("logits", output.logits * 2))
     assert head is not None
     with pytest.raises(ValueError, match="fast_vlm: its logits are not those of its decoder's stream, they are off by"):
-        Replay(vlm, batch_of(vlm), [1])
+        replay_answers(vlm, batch_of(vlm), [1])
 
 
 def test_updates_add_up_and_scale() -> None:

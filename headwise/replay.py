@@ -1,16 +1,15 @@
 """A batch that is run once, and then again from any layer on: a change of a layer leaves what lies below it as it was."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from headwise.calibration.rah_lora.updates import Update, updated
 from headwise.likelihood import answer_logits, answer_targets
 from headwise.vlm import VLM, Batch
 
@@ -20,21 +19,23 @@ EXACT, COARSE = 1e-4, 5e-2
 
 
 class Replay:
-    """One batch of prompts with answers: the uncalibrated logits of its answers, and those of changed models from a layer on.
+    """A pass over one batch: the logits of the model as it was, and those of the model, changed since, from a layer on.
 
     A pass from layer l on costs the share (L - l) / L of a whole one.
     """
 
-    def __init__(self, vlm: VLM, batch: Batch, layers: Collection[int]) -> None:
+    def __init__(
+        self, vlm: VLM, rows: Bool[Tensor, "batch token"], run: Callable[[], Float[Tensor, "row vocabulary"]], layers: Collection[int]
+    ) -> None:
         """Run the model once and keep the stream before each of these layers.
 
-        Raises ValueError if the logits cannot be had from the decoder's stream, as the model does more than it is known to.
+        rows: the tokens whose logits are wanted, which `run` gives from the one pass that it makes. Raises ValueError if they cannot be
+        had from the decoder's stream, as the model does more than it is known to.
         """
-        self._vlm, self._layers = vlm, _layers(vlm)
-        self._targets = answer_targets(batch).roll(-1, dims=1)
-        self.examples = self._targets.nonzero()[:, 0]
+        self._vlm, self._layers, self._rows = vlm, _layers(vlm), rows
+        self.examples = rows.nonzero()[:, 0]
         with torch.no_grad(), _kept(vlm, layers) as kept:
-            own = answer_logits(vlm, batch)
+            own = run()
             self.logits = self._read(kept.output)
         self._call, self._streams = kept.call, kept.streams
         worst = float((self.logits - own).abs().max() / own.abs().max().clamp_min(1))
@@ -42,16 +43,16 @@ class Replay:
         if not worst <= bound:
             raise ValueError(f"{vlm.base.config.model_type}: its logits are not those of its decoder's stream, they are off by {worst:.2g}")
 
-    def changed(self, update: Update, start: int) -> Float[Tensor, "target vocabulary"]:
-        """The logits from which the answer's tokens are predicted, with a change of no layer below `start`."""
+    def again(self, start: int) -> Float[Tensor, "row vocabulary"]:
+        """The logits of the model as it is now: changed in no layer below `start`, one of those whose stream was kept."""
         arguments, options = self._call
-        with torch.no_grad(), updated(self._vlm.base, update), self._from(start):
+        with torch.no_grad(), self._from(start):
             return self._read(self._vlm.decoder(*arguments, **options).last_hidden_state)
 
-    def _read(self, stream: Float[Tensor, "batch token width"]) -> Float[Tensor, "target vocabulary"]:
+    def _read(self, stream: Float[Tensor, "batch token width"]) -> Float[Tensor, "row vocabulary"]:
         head = self._vlm.base.get_output_embeddings()
         assert head is not None
-        logits = head(stream[self._targets])
+        logits = head(stream[self._rows])
         cap = getattr(self._vlm.text_config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -75,6 +76,11 @@ class Replay:
             handle.remove()
             for layer in self._layers[:start]:
                 del layer.forward
+
+
+def replay_answers(vlm: VLM, batch: Batch, layers: Collection[int]) -> Replay:
+    """Of the logits from which the tokens of prompts' answers are predicted; its `examples` say whose each is. Raises as `Replay`."""
+    return Replay(vlm, answer_targets(batch).roll(-1, dims=1), partial(answer_logits, vlm, batch), layers)
 
 
 @dataclass
