@@ -12,7 +12,7 @@ from flows.leaderboard import record as record_run
 from flows.lineage import LINEAGE, judgement_digest, read_lineage, report_ids, write_lineage
 from flows.parameters import Night, Parameters, located
 from flows.pipeline import Pipeline, annotation_stages, started
-from flows.promotion import Verdict, against_base, against_champion, against_idle, against_uncommitted, verdict
+from flows.promotion import Verdict, against_base, against_champion, against_idle, against_silent, against_uncommitted, verdict
 from flows.registry import (
     BASE_TAG,
     DIGEST_TAG,
@@ -168,9 +168,9 @@ def conclude(pipeline: Pipeline, settings: Night, failed: Mapping[str, str]) -> 
         rival = _against_champion(pipeline, settings, adapter, champion)
         comparisons |= rival.comparisons
         code = pipeline.workspace.uncommitted_code
-        idle = against_idle(read_json(folder / ADAPTERS / candidate / CALIBRATION))
+        claims = read_json(folder / ADAPTERS / candidate / CALIBRATION)
         base = against_base(comparisons[candidate], settings.statistics.margin)
-        found = verdict([*idle, base, *rival.verdicts, *against_uncommitted(code)])
+        found = verdict([*against_idle(claims), *against_silent(claims), base, *rival.verdicts, *against_uncommitted(code)])
         judged = {"judgement": digest, "rules": rules, "verdict": found.sentence, "failed": failed}
         write_lineage(pipeline.workspace, pipeline.outcomes, pipeline.ids, judged)
         record_run(pipeline, settings, comparisons)

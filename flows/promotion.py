@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from headwise.calibration.zerotuning.settings import generates
 from headwise.evaluation.compare import FORGETTING, Comparison, least_loss
 from headwise.examples import CAPTION, Example
 
@@ -75,6 +76,12 @@ def against_idle(claims: Mapping[str, object]) -> list[Verdict]:
     """An adapter that changes nothing is never better. claims: its calibration.json, by which a layer's LoRA always changes something."""
     changed = claims.get("accepted", claims.get("heads", 1))
     return [Verdict(False, "the adapter changes nothing, as no head was selected or accepted")] if changed == 0 else []
+
+
+def against_silent(claims: Mapping[str, object]) -> list[Verdict]:
+    """An adapter under which a model cannot generate is never better: it could not be served. claims: its calibration.json."""
+    reason = f"steering by {claims.get('operator')} works without a cache alone, so it cannot be served"
+    return [] if generates(claims) else [Verdict(False, reason)]
 
 
 def against_uncommitted(code: Sequence[str]) -> list[Verdict]:

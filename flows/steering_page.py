@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import spearmanr, ttest_1samp
 
-from flows.cells import LEAST_SEEDS, NOTE, Cell, Row, failures, key_of, markdown_table, means, one_direction, singles
+from flows.cells import CLOSED, LEAST_SEEDS, NOTE, Cell, Row, failures, key_of, markdown_table, means, one_direction, singles
 from headwise.calibration.settings import CALIBRATION
 from headwise.calibration.zerotuning.schema import HEADS, HEADS_FILE
 from headwise.evaluation.paired import holm
@@ -17,9 +17,10 @@ from headwise.files import read_json, read_table
 from headwise.intervals import LEVEL
 
 ZERO, EXACT = "zero", "zero-exact"
-CONTROLS = ("label-bias", "temperature")
-"""What a method has to beat to be called a gain: they change how labels are read, and no attention."""
-ACCURACY = ("evaluation", "accuracy")
+ACCURACY, LIKELIHOOD = ("evaluation", "accuracy"), (f"evaluation{CLOSED}", "perplexity")
+CONTROLS = {"label-bias": ACCURACY, "temperature": LIKELIHOOD}
+"""What a method has to beat to be called a gain, and by what: they change how labels are read, and no attention. A temperature changes no
+answer, so it is beaten by how likely the right labels are."""
 OVERLAP = 0.4
 """The share of heads whose choice is compared between two profiles, the paper's."""
 
@@ -88,20 +89,22 @@ def gains(rows: Sequence[Row]) -> list[str]:
     """Whether ZeroTuning is a gain: better than the model as it is and than each control, by p-values adjusted over these questions
     (Holm), and with every one of at least `LEAST_SEEDS` seeds.
     """
-    found = {key_of(row): row for row in means(rows)}
-    asked = [row for (_, arm, against, *measure), row in found.items() if tuple(measure) == ACCURACY and arm == ZERO and against != arm]
-    asked = [row for row in asked if row["against"] in (BASE, *CONTROLS)]
+    rivals = {BASE: ACCURACY, **CONTROLS}
+    found = {row["against"]: row for row in means(rows) if row["arm"] == ZERO and rivals.get(str(row["against"])) == key_of(row)[3:]}
+    asked = {name: found[name] for name in rivals if name in found}
+    p_values = np.array([row["p_value"] for row in asked.values()], dtype=np.float64)
     beaten = {
-        str(row["against"]): float(str(row["low"])) > 0 and p < 1 - LEVEL and one_direction(row, rows)
-        for row, p in zip(asked, holm(np.array([row["p_value"] for row in asked], dtype=np.float64)) if asked else [], strict=True)
+        name: _better(row) and p < 1 - LEVEL and one_direction(row, rows)
+        for (name, row), p in zip(asked.items(), holm(p_values) if asked else [], strict=True)
     }
     sentences = []
-    for row in asked:
-        name = "the model as it is" if row["against"] == BASE else f"the control {row['against']}"
-        effect, low, high = (f"{100 * float(str(row[key])):.2f}" for key in ("effect", "low", "high"))
-        held = "better" if beaten[str(row["against"])] else "not shown to be better"
-        sentences.append(f"{ZERO} against {name}: {effect} points ({low} to {high}), {held}.")
-    if missing := [name for name in (BASE, *CONTROLS) if name not in beaten]:
+    for against, row in asked.items():
+        name = "the model as it is" if against == BASE else f"the control {against}"
+        effect = _effect(row, rows)
+        what = "points of accuracy" if row["metric"] == "accuracy" else "times the right labels' perplexity"
+        held = "better" if beaten[against] else "not shown to be better"
+        sentences.append(f"{ZERO} against {name}: {effect['effect']} {what} ({effect['95 % interval']}), {held}.")
+    if missing := [name for name in rivals if name not in beaten]:
         sentences.append(f"Whether {ZERO} is a gain is open: it was not compared with {', '.join(missing)}.")
     else:
         whole = all(beaten.values())
@@ -111,21 +114,29 @@ def gains(rows: Sequence[Row]) -> list[str]:
     return sentences
 
 
+def _better(row: Row) -> bool:
+    """Whether the whole interval is on the better side of no change."""
+    return float(str(row["low"])) > 0 if row["metric"] == "accuracy" else float(str(row["high"])) < 1
+
+
 def equivalence(rows: Sequence[Row], margin: float) -> list[str]:
     """Whether profiling by one backward pass ends as well as the exact one: two one-sided tests (Schuirmann 1987) on the seeds'
-    differences, and over the examples.
+    differences, and over the examples, which the seeds share: both have to say so.
     """
     mean = next((row for row in means(rows) if key_of(row)[1:] == (ZERO, EXACT, *ACCURACY)), None)
     if mean is None:
         return []
     differences = np.array([float(str(row["effect"])) for row in singles(mean, rows)])
     words = f"{ZERO} against {EXACT}: {100 * differences.mean():.2f} points over {len(differences)} seeds"
-    if len(differences) < LEAST_SEEDS or differences.std() == 0:
+    if len(differences) < LEAST_SEEDS:
         return [f"{words}; too few differences for a test over seeds."]
-    tested: Any = [ttest_1samp(differences, end, alternative=side) for end, side in ((-margin, "greater"), (margin, "less"))]
-    p = max(float(test.pvalue) for test in tested)
-    equal = p < 1 - LEVEL
+    if differences.std() == 0:
+        p = float(abs(differences[0]) >= margin)  # the same with every seed
+    else:
+        tested: Any = [ttest_1samp(differences, end, alternative=side) for end, side in ((-margin, "greater"), (margin, "less"))]
+        p = max(float(test.pvalue) for test in tested)
     over_examples = float(str(mean["p_equivalent"]))
+    equal = max(p, over_examples) < 1 - LEVEL
     tests = f"two one-sided tests over the seeds p = {p:.3g}, over the questions p = {over_examples:.3g}"
     return [f"{words}, {'' if equal else 'not shown to be '}equivalent within {100 * margin:g} points ({tests})."]
 

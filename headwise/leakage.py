@@ -79,6 +79,14 @@ def check_leaks(found: Sequence[Leak], where: str) -> None:
         raise ValueError(f"{len(found)} images to calibrate with are, or look like, images {where}: {listed}{more}")
 
 
+def check_text_leaks(calibration: Sequence[Example], judged: Sequence[Example], where: str) -> None:
+    """Raises ValueError listing the questions about text alone that are in both, by their ids in the same files."""
+    known = {example.id for example in calibration if example.image is None}
+    if found := [example.id for example in judged if example.image is None and example.id in known]:
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise ValueError(f"{len(found)} texts to calibrate with are texts {where}: {', '.join(found[:SHOWN])}{more}")
+
+
 def _distances(
     first: UInt64[np.ndarray, "calibration word"], second: UInt64[np.ndarray, "judged word"]
 ) -> Iterator[tuple[int, UInt16[np.ndarray, "some judged"]]]:

@@ -39,7 +39,7 @@ class Replay:
             self.logits = self._read(kept.output)
         self._call, self._streams = kept.call, kept.streams
         worst = float((self.logits - own).abs().max() / own.abs().max().clamp_min(1))
-        bound = EXACT if own.dtype in (torch.float32, torch.float64) else COARSE
+        bound = EXACT if vlm.dtype in (torch.float32, torch.float64) else COARSE
         if not worst <= bound:
             raise ValueError(f"{vlm.base.config.model_type}: its logits are not those of its decoder's stream, they are off by {worst:.2g}")
 

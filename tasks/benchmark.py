@@ -25,7 +25,7 @@ from headwise.evaluation.table import BASE
 from headwise.examples import INDEX, OBJECTS_FILE, Example, read_examples
 from headwise.harness.request import IMAGES as ASKED_IMAGES
 from headwise.harness.request import Request, ask_harness
-from headwise.leakage import CALIBRATION, check_leaks, fingerprints, leaks
+from headwise.leakage import CALIBRATION, check_leaks, check_text_leaks, fingerprints, leaks
 from headwise.observation import Observation
 from headwise.vlm import VLM, revision
 from tasks.asking import Asked, adapter_of, save_answers, write_answers
@@ -112,8 +112,10 @@ def _asked(source: Source, own: Path, output: Path, shard: tuple[int, int], more
 
 def _check_leaks(source: Source, own: Path, folder: Path, examples: Sequence[Example]) -> None:
     if (own / INDEX).is_file():
-        calibration = fingerprints(own, [example for example in read_examples(own) if example.split == CALIBRATION])
-        check_leaks(leaks(calibration, fingerprints(folder, examples), source.min_distance), f"of the benchmark {source.name}")
+        calibration = [example for example in read_examples(own) if example.split == CALIBRATION]
+        where = f"of the benchmark {source.name}"
+        check_text_leaks(calibration, examples, where)
+        check_leaks(leaks(fingerprints(own, calibration), fingerprints(folder, examples), source.min_distance), where)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

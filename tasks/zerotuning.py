@@ -13,10 +13,10 @@ from headwise.calibration.steering import write_steering
 from headwise.calibration.zerotuning.fit import ZeroFit, draw_prompts, first_token, fit_zerotuning
 from headwise.calibration.zerotuning.measure import Prompts
 from headwise.calibration.zerotuning.schema import HEADS, HEADS_FILE, TRIALS, TRIALS_FILE
-from headwise.calibration.zerotuning.settings import ZeroTuning
+from headwise.calibration.zerotuning.settings import FIRST_TOKEN, ZeroTuning
 from headwise.examples import CAPTION, INDEX, check_bad_share, read_examples, write_bad
 from headwise.files import new_folder, write_json, write_manifest, write_table
-from headwise.labels import label_sets
+from headwise.labels import MOST_LABELS, label_sets
 from headwise.observation import Observation
 from headwise.vlm import load_observed, revision
 from tasks.command import plain_errors, read_settings
@@ -31,10 +31,16 @@ def calibrate(images: Path, output: Path, observed: Observation, settings: ZeroT
     """Find out which heads to steer, or how to read labels, on closed questions, prove the folder by loading it, and write it.
 
     Beside the steering: heads.parquet, trials.parquet, bad.parquet, calibration.json and manifest.json. A task's labels are all answers
-    that the data have for it. Raises ValueError as `draw_prompts`, or if more than `max_bad_share` of the prompts is bad.
+    that the data have for it. Raises ValueError as `draw_prompts`, if the operator cannot generate and a task is answered freely, or if
+    more than `max_bad_share` of the prompts is bad.
     """
     every = [example for example in read_examples(images) if example.task != CAPTION]
     labels = label_sets(every)
+    if settings.operator != FIRST_TOKEN and (free := sorted({example.task for example in every} - labels.keys())):
+        raise ValueError(
+            f"the operator {settings.operator!r} works in passes without a cache alone, and task {free[0]!r} is answered freely: it has "
+            f"one answer, or more than {MOST_LABELS}"
+        )
     vlm, made = load_observed(observed), revision(observed.model)
     asked = [example for example in every if example.split == settings.queries]
     drawn = draw_prompts(vlm, images, asked, labels, settings, observed.batch_size)

@@ -14,12 +14,16 @@ from flows.inspection import try_data
 from flows.parameters import Night, Parameters
 from headwise import reviews
 from headwise.benchmarks.benchmark import Source
+from headwise.benchmarks.registry import BENCHMARKS, read_questions
 from headwise.data import TEXT_BENCHMARKS, DataSource, write_data
 from headwise.evaluation.settings import Evaluation
 from headwise.examples import Example, read_examples
+from headwise.files import sha256_file
+from headwise.leakage import check_text_leaks
 from headwise.observation import EMBEDDED, EMBEDDED_TEXT, Observation
 from headwise.vlm import encode, generate, load_vlm
 from tests import tiny
+from tests.flows.project import ROOT
 
 SENTIMENT = "\nIs the sentiment of this review positive or negative? Answer with one word."
 
@@ -63,6 +67,21 @@ def test_sentences_that_a_benchmark_holds_out_are_judged_by_and_no_others(tmp_pa
 def test_the_reviews_held_out_are_a_fixed_list() -> None:
     held_out = TEXT_BENCHMARKS["reviews"].held_out
     assert len(held_out) == 2000 and "reviews/000002" not in held_out and max(held_out) < "reviews/009023"
+    assert sha256_file(ROOT / "headwise/benchmarks/reviews_test.txt") == "b7b0b50a649479186157808d063745104f6516c0383493fbfe3babe5d87faab8"
+
+
+def test_texts_to_calibrate_with_are_not_judged_as_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(sst2(tmp_path / "files"))
+    found = drawn(DataSource(kind="texts", texts="sst2", path=path, calibration=7, evaluation=5), tmp_path / "data")
+    judged = read_questions(Source(name="sst2", path=path), tmp_path / "data").examples
+    calibrated = sorted(one.id for one in found if one.split == "calibration")
+    with pytest.raises(ValueError, match=rf"7 texts to calibrate with are texts of the benchmark sst2: .*{calibrated[0]}"):
+        check_text_leaks([one for one in found if one.split == "calibration"], judged, "of the benchmark sst2")
+    held_out = frozenset(one.id for one in found if one.split == "evaluation")
+    monkeypatch.setitem(BENCHMARKS, "sst2", replace(BENCHMARKS["sst2"], held_out=held_out))
+    judged = read_questions(Source(name="sst2", path=path), tmp_path / "data").examples
+    assert {one.id for one in judged} == held_out
+    check_text_leaks([one for one in found if one.split == "calibration"], judged, "of the benchmark sst2")
 
 
 def test_a_run_on_texts_needs_no_mask_model_and_asks_as_the_model_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

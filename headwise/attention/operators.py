@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from inspect import signature
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,10 +25,15 @@ SINK = 5.0
 ASK = "{prompt}\n\nQuote the words of this text that matter most for the answer, exactly as they stand there:"
 QUOTED_TOKENS, LEAST_QUOTED = 16, 3
 """How long a quotation may be, and how long the part of it must be that stands in the prompt."""
+LONGEST_BEGINNING = 16
+"""How many tokens of a label may stand behind a prompt."""
 CAPPED = 0.99999
 Probabilities = Float[Tensor, "batch head row key"]
 Strength = Float[Tensor, " head"]
 Keys = Bool[Tensor, "batch key"]
+Ids = tuple[int, ...]
+QUOTED: WeakKeyDictionary[nn.Module, dict[Ids, tuple[int, int]]] = WeakKeyDictionary()
+"""What models quoted of prompts: where it begins, and how many tokens it has."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +65,32 @@ def nth_token(number: int) -> Callable[[VLM, Mapping[str, Any]], Keys]:
 
 def quoted_span(vlm: VLM, given: Mapping[str, Any]) -> Keys:
     """Auto-PASTA (Zhang et al. 2024, arXiv 2409.10790): what the model itself quotes as most important, as the longest run of tokens that
-    its quotation shares with the prompt; nothing where that is shorter than `LEAST_QUOTED`. Asked anew in every pass.
+    its quotation shares with the prompt; nothing where that is shorter than `LEAST_QUOTED`. Each prompt is asked once: with a label's
+    beginning behind it, it is the same prompt.
     """
-    real = real_tokens(vlm, given)
-    prompts = [ids[own].tolist() for ids, own in zip(given["input_ids"], real, strict=True)]
-    asked = [ASK.format(prompt=text) for text in vlm.tokenizer.batch_decode(prompts, skip_special_tokens=True)]
-    quoted = generate_ids(vlm, encode(vlm, [None] * len(asked), asked, padding_side="left"), QUOTED_TOKENS).tolist()
+    real, known = real_tokens(vlm, given), QUOTED.setdefault(vlm.base, {})
+    prompts = [tuple(ids[own].tolist()) for ids, own in zip(given["input_ids"], real, strict=True)]
+    new = list(dict.fromkeys(prompt for prompt in prompts if _span(known, prompt) is None))
+    if new:
+        asked = [ASK.format(prompt=text) for text in vlm.tokenizer.batch_decode([list(prompt) for prompt in new], skip_special_tokens=True)]
+        quoted = generate_ids(vlm, encode(vlm, [None] * len(asked), asked, padding_side="left"), QUOTED_TOKENS).tolist()
+        special = set(vlm.tokenizer.all_special_ids)
+        for prompt, words in zip(new, quoted, strict=True):
+            own = [token for token in words if token not in special]
+            match = SequenceMatcher(None, prompt, own, autojunk=False).find_longest_match()
+            known[prompt] = (match.a, match.size if match.size >= LEAST_QUOTED else 0)
     found = torch.zeros_like(given["input_ids"], dtype=torch.bool)
-    special = set(vlm.tokenizer.all_special_ids)
-    for row, (prompt, words) in enumerate(zip(prompts, quoted, strict=True)):
-        own = [token for token in words if token not in special]
-        match = SequenceMatcher(None, prompt, own, autojunk=False).find_longest_match()
-        if match.size >= LEAST_QUOTED:
-            start = int(real[row].int().argmax()) + match.a
-            found[row, start : start + match.size] = True
+    for row, prompt in enumerate(prompts):
+        start, length = _span(known, prompt) or (0, 0)
+        first = int(real[row].int().argmax()) + start
+        found[row, first : first + length] = True
     return found
+
+
+def _span(known: Mapping[Ids, tuple[int, int]], prompt: Ids) -> tuple[int, int] | None:
+    """What was quoted of the prompt, or of it less a label's beginning; None where it was not asked."""
+    ends = range(len(prompt), max(0, len(prompt) - LONGEST_BEGINNING) - 1, -1)
+    return next((known[prompt[:end]] for end in ends if prompt[:end] in known), None)
 
 
 def scaled(_: Attention, entries: Probabilities, strength: Strength, keys: Keys) -> Probabilities:

@@ -44,6 +44,8 @@ def read_questions(source: Source, own: Path) -> Questions:
         if not images.is_dir():
             raise ValueError(f"benchmarks.{name}.images = {source.images!r}: no such folder")
         found = benchmark.read(folder, images, prompt)
+        if benchmark.held_out:
+            found = replace(found, examples=[example for example in found.examples if example.id in benchmark.held_out])
     if unanswered := [example.id for example in found.examples if not example.answers and found.askings[example.task].read]:
         raise ValueError(f"benchmark {name!r}: {len(unanswered)} questions have no answer, such as {unanswered[0]}; is it a test split?")
     if not found.examples:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from headwise.calibration.settings import CALIBRATION
 from headwise.calibration.steering import CONFIG, STEERING, is_steering, read_readout, read_steering, steered, wants_template
+from headwise.calibration.zerotuning.settings import generates
 from headwise.checkpoints import restored_flags
 from headwise.files import new_folder, read_json, sha256_file, write_json
 from headwise.labels import Readout
@@ -63,11 +64,13 @@ def load_calibrated(model: str, folder: Path) -> VLM:
     adapter on it.
 
     Raises ValueError with both digests if the model has other weights than the adapter was trained on, or if the adapter only changes how
-    labels are told apart.
+    labels are told apart, or works in passes without a cache alone.
     """
     if read_readout(folder) != Readout():
         raise ValueError(f"{folder}: changes how labels are told apart and no answer, so there is no model to load")
     calibration: dict[str, Any] = read_json(folder / CALIBRATION)
+    if not generates(calibration):
+        raise ValueError(f"{folder}: {calibration['operator']} is steered in passes without a cache alone, so the model cannot generate")
     vlm = load_vlm(model, dtype=calibration["dtype"], chat_template=wants_template(folder))
     expected, found = calibration["base_sha256"], weights_digest(vlm.base)
     if found != expected:

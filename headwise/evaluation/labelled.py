@@ -69,6 +69,6 @@ def _rows(vlm: VLM, questions: Questions, batch: Sequence[Example], labels: Labe
     for example, own, valid in zip(batch, likely, scores.valid.tolist(), strict=True):
         answer, right = labels.words[int(own.argmax())], labels.words.index(example.answers[0])
         same: Row = {"example_id": example.id, "image": example.image or example.id, "split": example.split, "task": example.task}
-        said: Row = {"answer": answer, "right": float(answer == example.answers[0]), "valid": valid}
+        said: Row = {"answer": answer, "right": float(answer in example.answers), "valid": valid}
         rows.append({**same, **said, "nats": -float(own[right]), "tokens": 1})
     return rows

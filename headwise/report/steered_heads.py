@@ -15,13 +15,11 @@ from headwise.report.records import Table, number
 from headwise.report.sections import draw_both
 
 EFFECT = "effect"
-CAPTION = (
-    "What more attention of each head to the first token does to the mean loss, per unit of log gamma. Framed: the heads it is scaled in."
-)
+CAPTION = "What scaling {what} up does to the mean loss, head by head, per unit of log gamma. Framed: the heads that are scaled."
 WHAT = {
-    "first_token": "the attention to the first token ({first})",
+    "first_token": "the attention to the first token{first}",
     "second_token": "the attention to the second token",
-    "key": "the first token's key ({first})",
+    "key": "the first token's key{first}",
     "sinks": "the attention to sinks after the first token",
     "quotation": "the attention to what the model itself quotes as important",
 }
@@ -36,12 +34,13 @@ def steering_section(data: Path, folder: Path) -> CalibratedSection | None:
     claims, heads = read_json(adapter / CALIBRATION), read_table(adapter / HEADS_FILE, HEADS)
     pictures = ()
     if heads[EFFECT].null_count() < len(heads):  # a control looks at no head
+        caption = CAPTION.format(what=_what(claims))
         picture = draw_both(
             lambda out, theme: heat_map(effect_scores(heads), EFFECT, out, theme=theme, targets=scaled_heads(heads)),
             folder / "steered",
-            CAPTION,
+            caption,
         )
-        pictures = ((picture, CAPTION),)
+        pictures = ((picture, caption),)
     return CalibratedSection(
         sentence=_sentence(arms[0], claims, len(heads)),
         pictures=pictures,
@@ -60,6 +59,11 @@ def scaled_heads(heads: pl.DataFrame) -> list[tuple[int, int]]:
     return [(int(layer), int(head)) for layer, head in heads.filter(pl.col("gamma") != 1).select("layer", "head").iter_rows()]
 
 
+def _what(claims: dict[str, Any]) -> str:
+    token = claims["first_token"]
+    return WHAT[claims["operator"]].format(first="" if token is None else f" ({token})")
+
+
 def _sentence(arm: str, claims: dict[str, Any], heads: int) -> str:
     if claims["readout"] != "as_is":
         done = "shifts the labels' likelihoods" if claims["readout"] == "bias" else "divides the labels' likelihoods by a temperature"
@@ -69,17 +73,17 @@ def _sentence(arm: str, claims: dict[str, Any], heads: int) -> str:
     chosen = f"chosen by {by} on {claims['examples']} {whose} prompts"
     if claims["direction"] is None:
         return f"The arm “{arm}” scales no head: of what it tried, {chosen}, nothing was better."
-    what = WHAT[claims["operator"]].format(first=claims["first_token"])
-    return f"The arm “{arm}” multiplies {what} by {number(claims['gamma'])} in {claims['heads']} of {heads} heads, {chosen}."
+    return f"The arm “{arm}” multiplies {_what(claims)} by {number(claims['gamma'])} in {claims['heads']} of {heads} heads, {chosen}."
 
 
 def _arms_table(adapters: Path, arms: list[str]) -> Table:
     rows = []
     for arm in arms:
-        claims = read_json(adapters / arm / CALIBRATION)
-        spent: Any = claims["forward_equivalents"]
+        claims: dict[str, Any] = read_json(adapters / arm / CALIBRATION)
+        spent = claims["forward_equivalents"]
         chosen = (claims["direction"] or "–", number(claims["share"]), number(claims["gamma"]), number(claims["heads"]))
-        rows.append((arm, str(claims["operator"]).replace("_", " "), *chosen, number(float(sum(spent.values())))))
+        scaled = claims["operator"].replace("_", " ") if claims["readout"] == "as_is" else "–"
+        rows.append((arm, scaled, *chosen, number(float(sum(spent.values())))))
     columns = ("arm", "what is scaled", "direction", "share of heads", "gamma", "heads", "forward passes over the calibration set")
     return Table("Steering, arm by arm", columns, tuple(rows), words=(1, 2))
 

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import pad
 
+from headwise.attention import operators
 from headwise.attention.layer import Attention
 from headwise.attention.operators import ASK, LEAST_QUOTED, OPERATORS, QUOTED_TOKENS, SINK, quoted_span, reweighting
 from headwise.attention.seam import visiting
@@ -72,7 +74,7 @@ def quoted_by_hand(vlm: VLM, batch: Batch, example: int) -> list[int]:
     return list(range(offset, offset + length))
 
 
-def test_a_model_that_quotes_the_prompt_marks_what_it_quotes() -> None:
+def test_a_model_that_quotes_the_prompt_marks_what_it_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
     vlm = new_tiny_lm()
     asked = ["What is it!!!! A film?", "Nothing to see", "!! and !!!"]
     batch = encode(vlm, [None] * 3, asked, padding_side="left")
@@ -83,6 +85,10 @@ def test_a_model_that_quotes_the_prompt_marks_what_it_quotes() -> None:
         vlm.base.get_output_embeddings().weight[mark] = 1.0
     found = [row.nonzero()[:, 0].tolist() for row in quoted_span(vlm, batch.inputs)]
     assert found == [quoted_by_hand(vlm, batch, example) for example in range(3)] and [len(row) for row in found] == [4, 0, 3]
+    with monkeypatch.context() as patch:  # each prompt is asked once, and with a label's beginning behind it it is the same
+        patch.setattr(operators, "generate_ids", None)
+        again = {name: pad(own, (0, 2), value=1) for name, own in batch.inputs.items() if name in ("input_ids", "attention_mask")}
+        assert [row.nonzero()[:, 0].tolist() for row in quoted_span(vlm, again)] == found
     ids = batch.inputs["input_ids"]
     assert {int(ids[row, place]) for row, places in enumerate(found) for place in places} == {mark}
 

@@ -54,6 +54,12 @@ def test_a_stage_is_given_the_parameters_that_its_code_reads(name: str) -> None:
     assert {param.partition(".")[0] for param in GRAPH[name]["params"]} == read | OF_THE_GRAPH.get(name, set())
 
 
+def test_a_stage_that_asks_a_model_is_given_the_form_of_its_prompts() -> None:
+    for name, stage in GRAPH.items():
+        fields = {param for param in stage["params"] if param.startswith("attention.")}
+        assert not fields or {"attention.model", "attention.dtype", "attention.chat_template"} <= fields, name
+
+
 def test_every_stage_runs_a_module_of_that_name_and_is_described() -> None:
     for name, stage in GRAPH.items():
         assert stage["cmd"].startswith(f"python -m {MODULES[name]}") and stage["desc"]

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from flows.promotion import Verdict, against_base, against_champion, against_idle, against_uncommitted, shortfalls, verdict
+from flows.promotion import Verdict, against_base, against_champion, against_idle, against_silent, against_uncommitted, shortfalls, verdict
 from headwise.evaluation.compare import Comparison
 from headwise.examples import Example
 
@@ -85,6 +85,8 @@ def test_a_challenger_has_to_beat_the_champion_too() -> None:
 def test_an_adapter_that_changes_nothing_is_no_champion() -> None:
     assert against_idle({}) == against_idle({"accepted": 3}) == against_idle({"heads": 3}) == []
     assert against_idle({"heads": 0})
+    assert against_silent({}) == against_silent({"operator": "first_token"}) == []
+    assert not against_silent({"operator": "sinks"})[0].better
     found = verdict([*against_idle({"accepted": 0}), against_base([TARGET, PROBE], margin=0.02)])
     assert not found.better and found.sentence.startswith("No champion: the adapter changes nothing, as no head was selected")
 

@@ -39,8 +39,13 @@ def answers(accuracy: float, seed: int, number: int = 4000, invalid: int = 0) ->
 
 
 def cells(**levels: float):
+    """A temperature answers as the model as it is, and is surer of what is right."""
     names = {name.replace("_", "-"): level for name, level in levels.items()}
-    return {seed: {arm: answers(level, 10 * seed + at) for at, (arm, level) in enumerate(names.items())} for seed in (1, 2, 3)}
+    found = {seed: {arm: answers(level, 10 * seed + at) for at, (arm, level) in enumerate(names.items())} for seed in (1, 2, 3)}
+    for cell in found.values():
+        if "temperature" in cell:
+            cell["temperature"] = cell[BASE].with_columns(pl.col("nats") - 0.01)
+    return found
 
 
 def test_a_gain_has_to_beat_both_controls() -> None:
@@ -52,6 +57,9 @@ def test_a_gain_has_to_beat_both_controls() -> None:
     said = gains(table_rows("reviews", PAIRS, only_threshold, SETTINGS, compared))
     assert said[1].startswith("zero against the control label-bias") and said[1].endswith("not shown to be better.")
     assert said[3].endswith("zero is no gain.")
+    surer = {seed: {**cell, "temperature": cell[BASE].with_columns(pl.col("nats") - 0.1)} for seed, cell in better.items()}
+    said = gains(table_rows("reviews", PAIRS, surer, SETTINGS, compared))
+    assert said[2].startswith("zero against the control temperature: 1.0") and said[2].endswith("not shown to be better.")
     without = cells(base=0.80, zero=0.83)
     said = gains(table_rows("reviews", PAIRS, without, SETTINGS, compared))
     assert said[-1] == "Whether zero is a gain is open: it was not compared with label-bias, temperature."
@@ -63,6 +71,24 @@ def test_two_profiles_are_equivalent_only_where_the_seeds_say_so() -> None:
     far = equivalence(table_rows("reviews", PAIRS, cells(base=0.8, zero=0.83, zero_exact=0.85), SETTINGS, compared), 0.01)
     assert "not shown to be equivalent" in far[0] and far[0].startswith("zero against zero-exact: -2.0")
     assert equivalence(table_rows("reviews", PAIRS, cells(base=0.8, zero=0.83), SETTINGS, compared), 0.01) == []
+    same = {seed: {"zero": answers(0.8, 1), "zero-exact": answers(0.8, 1)} for seed in (1, 2, 3)}
+    assert (
+        "0.00 points over 3 seeds, equivalent within 1 points"
+        in equivalence(table_rows("reviews", PAIRS, same, SETTINGS, compared), 0.01)[0]
+    )
+
+
+def test_seeds_that_agree_do_not_make_up_for_too_few_questions() -> None:
+    """Each seed sees the same 400 questions, on which the two profiles' answers differ often, and as often for the better."""
+    few = answers(0.8, 0, number=400)
+    flipped = np.random.default_rng(0).choice(400, 80, replace=False)
+    right = few["right"].to_numpy().copy()
+    right[flipped] = 1 - right[flipped]
+    right[flipped[: int(right.sum() - few["right"].sum())]] = 0
+    other = few.with_columns(right=pl.Series(right, dtype=few["right"].dtype))
+    found = {seed: {"zero": other, "zero-exact": few} for seed in (1, 2, 3)}
+    (line,) = equivalence(table_rows("reviews", PAIRS, found, SETTINGS, compared), 0.01)
+    assert "not shown to be equivalent" in line
 
 
 def written(folder: Path, arm: str, effect: np.ndarray) -> None:

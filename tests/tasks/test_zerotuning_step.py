@@ -1,6 +1,7 @@
 """The ZeroTuning and evaluation steps on a tiny model that sees and a data set in a folder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from headwise.calibration.adapter import attached, parameter_count
+from headwise.calibration.adapter import attached, load_calibrated, parameter_count
 from headwise.calibration.steering import read_readout, read_steering
 from headwise.calibration.zerotuning.schema import HEADS, TRIALS
 from headwise.calibration.zerotuning.settings import ZeroTuning
@@ -118,6 +119,17 @@ def test_the_report_shows_what_was_steered(place: Path, tmp_path: Path) -> None:
     assert f"in {claims['heads']} of {NUM_LAYERS * NUM_HEADS} heads, chosen by the likelihood of the right labels on 9 calibration" in page
     assert "charts/steered-light.png" in page and "What the arm zero tried" in page and "Steering, arm by arm" in page
     assert "the model as it is" in page and "label-bias" in page
+
+
+def test_what_cannot_generate_is_refused_where_it_would_have_to(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="sinks is steered in passes without a cache alone, so the model cannot generate"):
+        load_calibrated("model", place / "data/adapters/act")
+    examples = write_dataset(tmp_path / "images", calibration=6, evaluation=4)
+    free = [replace(one, id=f"{one.id}-free", task="name", answers=(f"name {n}",)) for n, one in enumerate(examples)]
+    write_examples([*examples, *free], tmp_path / "images")
+    observed, settings = Observation(model="model", dtype="float32"), replace(SETTINGS, operator="sinks", up=(), down=(0.5,))
+    with pytest.raises(ValueError, match="the operator 'sinks' works in passes without a cache alone, and task 'name' is answered freely"):
+        zerotuning.calibrate(tmp_path / "images", tmp_path / "act", observed, settings)
 
 
 def test_data_without_closed_questions_are_refused(place: Path, tmp_path: Path) -> None:

@@ -101,14 +101,16 @@ def _without_examples(examples: Sequence[Example], labels: Mapping[str, Sequence
 
 
 def draw_labelled(examples: Sequence[Example], number: int, seed: int, labels: Mapping[str, Sequence[str]]) -> list[Example]:
-    """So many of the examples, drawn by the seed, from each label of each task in turn.
+    """So many of the examples, drawn by the seed, in turn from a label of each task, and from each label of a task, so that the first of
+    them are of as many tasks as can be.
 
     labels: of each task, each with an example. Raises ValueError if `number` is below that of the labels.
     """
     groups = defaultdict[tuple[str, str], list[Example]](list)
     for example in examples:
         groups[example.task, example.answers[0]].append(example)
-    wanted = [(task, word) for task, words in labels.items() for word in words]
+    by_task = [[(task, word) for word in words] for task, words in labels.items()]
+    wanted = [key for key in chain.from_iterable(zip_longest(*by_task)) if key is not None]
     if number < len(wanted):
         raise ValueError(f"zerotuning.examples = {number}: fewer than the {len(wanted)} labels of {', '.join(labels)}")
     generator = np.random.default_rng(seed)
@@ -178,11 +180,13 @@ def steering_of(prompts: Prompts, chosen: Bool[np.ndarray, "layer head"], candid
     return Steering(settings.operator, torch.from_numpy(chosen * np.log(candidate.gamma)).float().to(prompts.vlm.device))
 
 
-def first_token(prompts: Prompts) -> str:
-    """What the first real token of a prompt is, as text: `<|im_start|>` where a chat begins so, the first word where nothing begins it."""
-    example = prompts.examples[0]
-    batch = encode(prompts.vlm, [prompts.image_of(example)], [example.question])
-    return str(prompts.vlm.tokenizer.decode([int(batch.inputs["input_ids"][0, batch.segments.first[0]])]))
+def first_token(prompts: Prompts) -> str | None:
+    """The first real token of all prompts, as text: `<|im_start|>` where a chat begins so; None where each begins with its own."""
+    found = set[int]()
+    for example in prompts.examples:
+        batch = encode(prompts.vlm, [prompts.image_of(example)], [example.question])
+        found.add(int(batch.inputs["input_ids"][0, batch.segments.first[0]]))
+    return str(prompts.vlm.tokenizer.decode(list(found))) if len(found) == 1 else None
 
 
 def _score(measured: Measured, settings: ZeroTuning) -> float:

@@ -1,5 +1,6 @@
 """How ZeroTuning calibrates: apart from the code that does, so that reading a parameter imports no model."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
@@ -24,7 +25,7 @@ class ZeroTuning:
     ] = "labels"
     queries: Annotated[
         Literal["calibration", "evaluation"],
-        Field(description="whose prompts; evaluation: the very ones to be judged, without their answers (transductive)"),
+        Field(description="whose prompts; evaluation: some of the very ones to be judged, without their answers (transductive)"),
     ] = "calibration"
     readout: Annotated[
         Literal["as_is", "bias", "temperature"],
@@ -72,3 +73,8 @@ class ZeroTuning:
             raise ValueError(f"profile = exact is for operator = {FIRST_TOKEN}; {self.operator} has a gradient")
         if self.objective == "labels" and self.queries == "evaluation":
             raise ValueError("queries = evaluation would read the answers that are judged: set objective = entropy")
+
+
+def generates(claims: Mapping[str, object]) -> bool:
+    """Whether a model can generate under an adapter, and not just read whole prompts. claims: its calibration.json."""
+    return claims.get("operator", FIRST_TOKEN) == FIRST_TOKEN

@@ -147,6 +147,22 @@ def test_a_calibration_ends_in_the_best_candidate_or_in_none() -> None:
     assert none.chosen is None and not none.applied.strength.any()
 
 
+def test_in_coarser_types_the_exact_profile_is_checked_as_they_round(tmp_path: Path) -> None:
+    vlm = tiny.new_tiny_lm()
+    vlm.base.bfloat16()
+    own = replace(prompts(vlm, texts(6)), folder=tmp_path)
+    assert np.isfinite(own.exact("labels", 1.5, lambda share: None)).all()
+
+
+def test_the_first_examples_are_of_every_task() -> None:
+    labels = {task: tuple(f"{task}{word}" for word in range(9)) for task in "abc"}
+    examples = [
+        Example(f"{word}{n}", None, None, "?", (word,), None, task, "s") for task in labels for word in labels[task] for n in range(3)
+    ]
+    first = draw_labelled(examples, 30, 0, labels)[:6]
+    assert [one.task for one in first] == ["a", "b", "c", "a", "b", "c"] and len({one.answers[0] for one in first}) == 6
+
+
 def test_examples_are_drawn_from_every_label_in_turn() -> None:
     examples = texts(40)
     labels = label_sets(examples)
